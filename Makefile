@@ -1,0 +1,47 @@
+# Every target does all of its own set-up: a fresh Debian 12 needs python3 (3.11 or newer) with pip
+# and venv, gcc, make and git, and nothing more.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+# How many test processes run side by side.
+TEST_WORKERS ?= 2
+PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
+
+.PHONY: help setup demo lint test test-all clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## virtual environment, Python packages, Debian packages (quick when done)
+	@deploy/setup/setup.sh
+
+demo: setup ## two nodes on this machine: replicate, kill one during writes, fail over, copy back
+	@$(PYTHON) deploy/demo/demo.py
+
+lint: setup ## format, lint and types
+	@ruff format --check .
+	@ruff check .
+	@mypy
+
+test: setup ## lint, types and the tests: at most 12 minutes on two cores
+	@deploy/setup/run-steps.sh "make test" \
+	  "format" "ruff format --check ." \
+	  "lint" "ruff check ." \
+	  "types" "mypy" \
+	  "tests" "$(PYTEST) -m 'not slow'"
+
+test-all: setup ## everything: at most 60 minutes on two cores
+	@deploy/setup/run-steps.sh "make test-all" \
+	  "format" "ruff format --check ." \
+	  "lint" "ruff check ." \
+	  "types" "mypy" \
+	  "tests" "$(PYTEST)"
+
+clean: ## remove everything that set-up and tests made here
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .benchmarks .coverage .coverage.* htmlcov
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""Write intents: which extents may differ between the nodes after a crash (design §6).
+
+A bit is durable *before* the data of a write can reach this node's disk, and cleared lazily, when
+everything written in the extent is durable here and, at every other known node, durable or covered
+by a persisted dirty bit. Simplest form: fixed extents, one bit each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from repl.core.blockmap import BlockMap
+
+#: More hot extents than this start a checkpoint that clears the ones at rest.
+HOT_EXTENTS_MAX = 1024
+
+
+class Intents:
+    """The intent map with, in memory, when each marked extent was last written.
+
+    `hot` extents are durable on disk and carry the number of their last write; `coming` ones wait
+    for a commit; `suspect` ones were left by a crash or by a connection that ended, and stay until
+    a settle or a join has made both copies the same.
+    """
+
+    def __init__(self, bitmap: BlockMap) -> None:
+        self.bitmap = bitmap
+        self.shift = bitmap.block_shift
+        self.hot: dict[int, int] = {}
+        self.coming: set[int] = set()
+        self.suspect: set[int] = {
+            extent for first, last in bitmap.runs() for extent in range(first, last)
+        }
+
+    def touch(self, offset: int, length: int, number: int) -> bool:
+        """Note a write; return whether all its extents are durable intents already.
+
+        If not, the missing ones are marked in the map and `coming`: the caller asks for a commit
+        and lets the data go only after `stored`.
+        """
+        first = offset >> self.shift
+        last = (offset + length - 1) >> self.shift
+        hot = self.hot
+        if first == last and first in hot and first not in self.coming:
+            hot[first] = number
+            return True
+        ready = True
+        for extent in range(first, last + 1):
+            if extent not in hot and self.bitmap.mark_blocks(extent, extent + 1):
+                self.coming.add(extent)
+            hot[extent] = number
+            ready = ready and extent not in self.coming
+        return ready
+
+    def stored(self, extents: Iterable[int]) -> None:
+        """These marks are durable now."""
+        self.coming.difference_update(extents)
+
+    def clear_up_to(self, number: int) -> int:
+        """Clear hot extents last written at or below `number`; suspects stay. Return how many."""
+        rested = [
+            extent
+            for extent, last in self.hot.items()
+            if last <= number and extent not in self.coming and extent not in self.suspect
+        ]
+        for extent in rested:
+            del self.hot[extent]
+            self.bitmap.clear_blocks(extent, extent + 1)
+        return len(rested)
+
+    def connection_ended(self) -> None:
+        """Numbers belong to a connection: what was hot under it becomes suspect."""
+        self.suspect.update(self.hot)
+        self.hot.clear()
+
+    def clear_suspects(self) -> None:
+        """Both copies are known to be equal and durable: only extents still hot stay marked."""
+        for extent in self.suspect:
+            if extent not in self.hot:
+                self.bitmap.clear_blocks(extent, extent + 1)
+        self.suspect.clear()
+
+    def mark_suspects_in(self, blocks: BlockMap) -> None:
+        """Set every block of `blocks` that a suspect extent covers."""
+        self._mark(self.suspect, blocks)
+
+    def mark_all_in(self, blocks: BlockMap) -> None:
+        """Set every block of `blocks` that any marked extent covers."""
+        self._mark((*self.suspect, *self.hot), blocks)
+
+    def _mark(self, extents: Iterable[int], blocks: BlockMap) -> None:
+        for extent in extents:
+            start = extent << self.shift
+            blocks.mark(start, min(1 << self.shift, blocks.size_bytes - start))

@@ -1,0 +1,392 @@
+"""Becoming primary and ceasing to be: promotion, resuming, demotion, leaving (design §8).
+
+Each is a procedure of a few steps; `poll` is called once a turn and takes the step that waits for
+something. One procedure at a time; a forced step-down ends whatever was under way.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from repl.core import lineage
+from repl.core.lineage import Origin
+from repl.core.promotion import PromoteRequest, judge
+from repl.core.states import Phase
+from repl.core.verdict import granted, refused
+from repl.core.wire import Fields, PeerError, Type
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+
+class Task(enum.Enum):
+    """Which procedure is under way."""
+
+    ASKING = "asking the peer to agree"
+    PROMOTING = "becoming primary"
+    DEMOTING = "demoting"
+    LEAVING = "leaving"
+
+
+class Roles:
+    """The role procedure under way, if any, and whether a resume is pending."""
+
+    def __init__(self, volume: Volume, resume_pending: bool) -> None:
+        self._volume = volume
+        #: This node was primary when it stopped without a clean stop, and waits to be it again.
+        self.resume_pending = resume_pending
+        self.task: Task | None = None
+        self._step: Callable[[], None] | None = None
+        self._number = 0
+        self._asked: Session | None = None
+        self._granted: Callable[[], None] | None = None
+        #: The peer to whose promotion this node agreed, until its generation comes.
+        self._agreed: Session | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a procedure is under way."""
+        return self.task is not None or self._agreed is not None
+
+    def poll(self) -> None:
+        """Take the step that waits for something, if it has come."""
+        if self._step is not None:
+            self._step()
+
+    # Promotion.
+
+    def promote(self, number: int, request: PromoteRequest) -> None:
+        """An operator asks; the answer comes as a verdict with the request's number."""
+        volume = self._volume
+        if volume.is_primary and not self.busy:
+            volume.answer(number, granted("this node is primary already"))
+            return
+        evidence = judge(volume, request)
+        if not evidence.verdict:
+            volume.answer(number, evidence.verdict)
+            return
+        self._number = number
+        origin, permit = _origin(request), evidence.verdict.reason
+        if request.lose_data:
+            for session in volume.sessions.values():
+                session.drop("an operator promotes this copy as it is")
+        self._granted = lambda: self._go(origin, permit)
+        if evidence.ask is not None:
+            self._ask(evidence.ask, resume=False)
+        else:
+            self._granted()
+
+    def _ask(self, session: Session, *, resume: bool) -> None:
+        self.task = Task.ASKING
+        self._asked = session
+        generation = self._volume.commits.stored.generation.id
+        session.send_control(Type.PROMOTE_ASK, {"generation": generation, "resume": resume})
+
+    def on_ask(self, session: Session, fields: Fields) -> None:
+        """The peer wants to be primary: agree only if this node cannot be (design §8)."""
+        refusal = self._objection(session, fields.number("generation"))
+        if refusal:
+            session.send_control(Type.PROMOTE_ANSWER, {"agree": False, "reason": refusal})
+            return
+        volume = self._volume
+        if self.task is Task.ASKING:
+            self._refuse_own(f"{session.name} asked at the same time and has the lower node id")
+        self._agreed = None if fields.flag("resume") else session
+        self.resume_pending = False
+        if volume.facts.is_primary:
+            volume.change_facts(is_primary=False)
+        yes = {"agree": True, "reason": ""}
+        volume.commits.when_stored(volume.facts, lambda: self._send_answer(session, yes))
+
+    def _send_answer(self, session: Session, body: dict[str, Any]) -> None:
+        if session.connected:
+            session.send_control(Type.PROMOTE_ANSWER, body)
+
+    def _objection(self, session: Session, generation_id: int) -> str:
+        volume = self._volume
+        if volume.is_primary:
+            return f"{volume.node} is primary; demote it first: replctl demote {volume.name}"
+        if session.phase not in (Phase.ESTABLISHED, Phase.TARGET):
+            return f"{volume.node} has not finished the handshake"
+        if self.task is Task.ASKING and volume.facts.node_id < session.node_id:
+            return f"{volume.node} is being promoted itself"
+        if self.task in (Task.PROMOTING, Task.DEMOTING, Task.LEAVING):
+            return f"{volume.node} is {self.task.value}"
+        stored = volume.commits.stored
+        if session.phase is Phase.ESTABLISHED and stored.generation.id != generation_id:
+            return f"{volume.node} holds another generation"
+        return ""
+
+    def on_answer(self, session: Session, fields: Fields) -> None:
+        """The peer agreed or said why not."""
+        agree, reason = fields.flag("agree"), fields.text("reason")
+        if self.task is not Task.ASKING or self._asked is not session:
+            if self.task is None and self._agreed is session:
+                return  # answered a request that this node has withdrawn in the peer's favour
+            raise PeerError("PROMOTE_ANSWER: nothing was asked")
+        if not agree:
+            self._refuse_own(reason)
+            return
+        assert self._granted is not None
+        self._granted()
+
+    def _refuse_own(self, reason: str) -> None:
+        number, self._number = self._number, 0
+        self._end()
+        next_step = f"replctl wait {self._volume.name} --for promotable"
+        if number:
+            self._volume.answer(number, refused("PROMOTE_PEER_REFUSED", reason, next_step))
+
+    def _go(self, origin: Origin, permit: str) -> None:
+        if self._volume.changes.busy:
+            self._step = lambda: self._go(origin, permit)
+            self.task = Task.PROMOTING
+            return
+        self.task = Task.PROMOTING
+        self._step = None
+        self._volume.changes.promote(origin, permit, self._promoted)
+
+    def _promoted(self) -> None:
+        number, self._number = self._number, 0
+        self.resume_pending = False
+        self._end()
+        self._volume.become_primary()
+        if number:
+            self._volume.answer(number, granted(self._volume.facts.generation.permit))
+
+    def followed_generation(self, session: Session) -> None:
+        """A connected primary's new generation is stored here."""
+        if self._agreed is session:
+            self._agreed = None
+        self.resume_pending = False
+        self._volume.offer(session.name)
+
+    def peer_established(self, session: Session) -> None:
+        """Both copies are equal: an agreement given before has come to its end."""
+        if self._agreed is session:
+            self._agreed = None
+
+    # Resuming after a restart.
+
+    def try_resume(self, session: Session | None) -> None:
+        """Become primary again, in the same generation, if design §8 lets it."""
+        volume = self._volume
+        if not self.resume_pending or self.busy or volume.is_primary:
+            return
+        facts = volume.facts
+        if session is not None and session.phase is Phase.ESTABLISHED:
+            self._granted = self._resumed
+            self._ask(session, resume=True)
+        else:
+            target_waits = session is not None and session.phase is Phase.SOURCE and facts.alone
+            if target_waits or (session is None and sole_survivor(volume)):
+                self._resumed()
+
+    def _resumed(self) -> None:
+        self.resume_pending = False
+        self._end()
+        self._volume.note("info", "resuming as primary after a restart")
+        self._volume.intents.connection_ended()
+        self._volume.become_primary()
+
+    # Demotion.
+
+    def demote(self, number: int, *, drop_clients: bool) -> None:
+        """Drain, flush, let members confirm, then store that this node is primary no more."""
+        volume = self._volume
+        if not volume.is_primary:
+            self.resume_pending = False
+            if volume.facts.is_primary:
+                volume.change_facts(is_primary=False)
+            volume.commits.request(lambda: volume.answer(number, granted("this node is secondary")))
+            return
+        if self.busy:
+            volume.answer(number, refused("VOLUME_BUSY", "another change is in progress"))
+            return
+        self._number = number
+        self._begin_demotion(Task.DEMOTING, drop_clients, self._demoted)
+
+    def _begin_demotion(self, task: Task, drop_clients: bool, then: Callable[[], None]) -> None:
+        volume = self._volume
+        self.task = task
+        volume.freeze("demoting")
+        if drop_clients:
+            volume.outbox.abandon_clients = True
+        for session in volume.sessions.values():
+            if session.phase is Phase.GREETING:
+                session.drop("demotion does not wait for a handshake")
+        self._step = lambda: self._demotion_drained(then)
+
+    def _demotion_drained(self, then: Callable[[], None]) -> None:
+        if self._volume.writes.drained and not self._volume.changes.busy:
+            self._step = None
+            self._volume.writes.barrier(lambda: self._demotion_flushed(then))
+
+    def _demotion_flushed(self, then: Callable[[], None]) -> None:
+        self._step = lambda: self._demotion_confirmed(then)
+
+    def _demotion_confirmed(self, then: Callable[[], None]) -> None:
+        volume = self._volume
+        waiting = [s for s in volume.established_members() if not s.confirmed]
+        if waiting or volume.changes.busy:
+            return
+        self._step = None
+        volume.clear_intents()
+        volume.change_facts(is_primary=False)
+        volume.commits.request(lambda: self._stepped_down(then), with_maps=True)
+
+    def _stepped_down(self, then: Callable[[], None]) -> None:
+        volume = self._volume
+        volume.become_secondary()
+        volume.writes.drop_held()
+        volume.thaw("demoting")
+        then()
+
+    def _demoted(self) -> None:
+        number, self._number = self._number, 0
+        self._end()
+        self._volume.answer(
+            number, granted("all writes are on every member; this node is secondary")
+        )
+
+    def step_down(self, reason: str) -> None:
+        """Cease to be primary by force: in-flight writes are never answered (design §5)."""
+        volume = self._volume
+        volume.note("warning", f"this node steps down: {reason}")
+        self._fail_task(reason)
+        volume.outbox.abandon_clients = True
+        volume.writes.abandon()
+        volume.become_secondary()
+        volume.change_facts(is_primary=False)
+        self.resume_pending = False
+        volume.commits.request(lambda: self._drop_all(reason), with_maps=True)
+
+    def _drop_all(self, reason: str) -> None:
+        for session in self._volume.sessions.values():
+            session.drop(reason)
+
+    def give_up_fork(self, session: Session) -> None:
+        """Discard generations that never answered a write; then be the ancestor's target."""
+        volume = self._volume
+        mine, theirs = volume.facts, session.their_hello
+        assert theirs is not None
+        ancestor = lineage.common_ancestor(mine.lineage, theirs.lineage)
+        assert ancestor is not None
+        assert not lineage.answered_since(mine.lineage, ancestor.id), "answered writes are kept"
+        record = mine.peer(session.name)
+        remaining = volume.maps.remaining
+        remaining.merge(volume.maps.dirty[session.name])
+        volume.intents.mark_all_in(remaining)
+        if not lineage.within(mine.lineage, ancestor.id, record.base_from, record.base_to):
+            remaining.mark_all()
+        index = [entry.id for entry in mine.lineage].index(ancestor.id)
+        volume.change_facts(
+            lineage=mine.lineage[index:],
+            inconsistent=True,
+            source_generation=theirs.lineage[0].id,
+        )
+        self.step_down(f"it answered nothing under its own generation; {session.name} did")
+
+    # Leaving: a clean stop.
+
+    def leave(self, number: int) -> None:
+        """Hand over what can be handed over, so that the other side needs no vouching."""
+        volume = self._volume
+        self._number = number
+        if volume.is_primary and not volume.failed:
+            absent = [s for s in volume.member_sessions() if not s.connected]
+            if absent and not volume.changes.busy:
+                volume.changes.lose(absent, "stopping: the absent peer is left out", answered=True)
+            self._begin_demotion(Task.LEAVING, True, self._hand_over)
+        else:
+            self.task = Task.LEAVING
+            volume.syncs.request(self._hand_over)
+
+    def _hand_over(self) -> None:
+        volume = self._volume
+        members = volume.established_members()
+        if not members or volume.failed:
+            self._left()
+            return
+        session = members[0]
+        behind_primary = session.peer_status.get("role") == "primary"
+        volume.change_facts(released=True, is_primary=False, outdated=behind_primary)
+        self._step = lambda: self._await_left(session)
+        volume.commits.request(lambda: self._send_leave(session))
+
+    def _send_leave(self, session: Session) -> None:
+        if session.connected:
+            session.send_control(Type.LEAVE, {})
+
+    def _await_left(self, session: Session) -> None:
+        if not session.connected:
+            self._left()
+
+    def on_leave_stored(self, session: Session) -> None:
+        """The peer stored the release (or went on without this node)."""
+        if self._volume.failed:
+            session.drop("the local copy failed")
+        elif self.task is Task.LEAVING:
+            self._left()
+        else:
+            raise PeerError("LEAVE_STORED: this node is not leaving")
+
+    def _left(self) -> None:
+        number, self._number = self._number, 0
+        self._step = None
+        self._volume.answer(number, granted("left"))
+
+    def on_leave(self, session: Session) -> None:
+        """The peer stops: it has stored that it will not be promoted without contact."""
+        volume = self._volume
+        if session.phase is not Phase.ESTABLISHED:
+            raise PeerError("LEAVE: the copies are not established")
+        if not volume.is_primary:
+            volume.change_facts(holds_release=True)
+            volume.commits.request(lambda: self._leave_stored(session))
+        elif not volume.changes.busy:
+            session.send(Type.LEAVE_STORED)
+            volume.changes.lose([session], f"{session.name} left cleanly", answered=True)
+
+    def _leave_stored(self, session: Session) -> None:
+        if session.connected:
+            session.send(Type.LEAVE_STORED)
+
+    # Shared.
+
+    def connection_ended(self, session: Session) -> None:
+        """Whatever was asked of this peer is not answered any more."""
+        if self._agreed is session:
+            self._agreed = None
+        if self.task is Task.ASKING and self._asked is session:
+            self._refuse_own(f"the connection to {session.name} broke while it was asked")
+
+    def _fail_task(self, reason: str) -> None:
+        number, self._number = self._number, 0
+        leaving = self.task is Task.LEAVING
+        self._end()
+        self._agreed = None
+        if number:
+            verdict = granted("left") if leaving else refused("VOLUME_BUSY", reason)
+            self._volume.answer(number, verdict)
+
+    def _end(self) -> None:
+        self.task = None
+        self._step = None
+        self._asked = None
+        self._granted = None
+
+
+def sole_survivor(volume: Volume) -> bool:
+    """Whether this node alone holds everything and has proof of it."""
+    facts = volume.facts
+    return lineage.sole_and_answered(facts.lineage, facts.node_id)
+
+
+def _origin(request: PromoteRequest) -> Origin:
+    if request.lose_data:
+        return Origin.DATA_LOST
+    return Origin.PEER_DEAD if request.peer_dead else Origin.PROMOTED

@@ -1,0 +1,432 @@
+"""One peer of a volume: its connection's phase, the handshake, and the stream sent to it.
+
+The session outlives its connections: between them it keeps what waits for the peer. Sequence
+numbers, watermarks and the phase belong to one connection and die with it. What arrives from the
+peer's own stream is `receiver.py`'s, copying towards it `source.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from repl.core import hello as hellos
+from repl.core import wire
+from repl.core.facts import TOKENS_KEPT
+from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
+from repl.core.hello import Hello
+from repl.core.outbox import Op, SendJob, WriteKind
+from repl.core.progress import Progress
+from repl.core.receiver import Receiver
+from repl.core.source import Source
+from repl.core.states import MIRRORING, Phase, check_transition
+from repl.core.wire import PAYLOAD_BYTES_MAX, Fields, PeerError, Type
+from repl.core.writes import Barrier, Write, replicate_to_absent
+
+if TYPE_CHECKING:
+    from repl.core.volume import Volume
+
+#: ZERO frames of a TRIM carry this flag; the peer may deallocate.
+FLAG_PUNCH = 1
+
+
+class Session:
+    """Everything about one configured peer. All methods run within a turn of the volume."""
+
+    def __init__(self, volume: Volume, name: str) -> None:
+        self.volume = volume
+        self.name = name
+        self.phase = Phase.DOWN
+        #: When the peer ceased to be established, by the volume's clock.
+        self.down_since_s = volume.now
+        #: Wall-clock time at which the last connection ended, None before the first; for people.
+        self.contact_lost_wall_s: int | None = None
+        #: Since when an acknowledgement waits for this member, which is not settled.
+        self.needed_since_s: float | None = None
+        #: Payload bytes of copies and digests sent since the start, without mirrored writes.
+        self.resync_sent_bytes = 0
+        self.decision: Decision | None = None
+        #: Acknowledgements that wait for this member while it is away or being settled.
+        self.orphans: list[Write] = []
+        self._orphan_barriers: list[Barrier] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self.my_hello: Hello | None = None
+        self.their_hello: Hello | None = None
+        self._decided = False
+        self._decision_sent = False
+        self._their_decision: Fields | None = None
+        self.source: Source | None = None
+        self.receiver = Receiver(self)
+        self.progress = Progress()
+        self.sent_seq = 0
+        self.acked_seq = 0
+        self.durable_seq = 0
+        self._sync_asked_seq = 0
+        #: Writes that wait for this member's ack, and ranges beyond its durable watermark.
+        self._awaiting: deque[tuple[int, Write]] = deque()
+        self._recent: deque[tuple[int, int, int]] = deque()
+        self._barriers: deque[tuple[int, Barrier]] = deque()
+        #: The peer has stored the current generation (it shows it, or confirmed it).
+        self.confirmed = False
+        self.peer_status: dict[str, str] = {}
+        self.last_received_s = self.volume.now
+        self.last_sent_s = self.volume.now
+        self.waiting_since_s: float | None = None
+        self.sync_since_s: float | None = None
+
+    # What the rest of the core asks.
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection exists, whatever it is good for."""
+        return self.phase is not Phase.DOWN
+
+    @property
+    def node_id(self) -> int:
+        """The peer's node id as last shown, 0 if never."""
+        return self.volume.facts.peer(self.name).node_id
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the peer is in the current in-sync set."""
+        facts = self.volume.facts
+        return bool(facts.lineage) and self.node_id in facts.generation.members
+
+    @property
+    def mirroring(self) -> bool:
+        """Whether this node, as primary, sends its writes to the peer."""
+        return self.phase in MIRRORING and self.volume.is_primary
+
+    @property
+    def settled(self) -> bool:
+        """Whether the peer has all that this node has, so that its watermark covers everything."""
+        return self.phase is Phase.ESTABLISHED
+
+    def move(self, phase: Phase) -> None:
+        """Take a step of the table in `states.py`."""
+        check_transition(self.phase, phase)
+        self.phase = phase
+        self.volume.outbox.changed = True
+
+    # Connection life.
+
+    def up(self) -> None:
+        """A connection exists; nothing of an earlier one is left in this node's engine."""
+        assert self.phase is Phase.DOWN
+        self._reset()
+        self.move(Phase.GREETING)
+        self.greet()
+
+    def greet(self) -> None:
+        """Send the hello once all facts are stored and no generation is being made."""
+        if self.phase is not Phase.GREETING or self.my_hello or self.volume.changes.busy:
+            return
+        self.volume.commits.when_stored(self.volume.facts, self._send_hello)
+
+    def _send_hello(self) -> None:
+        if self.phase is not Phase.GREETING or self.my_hello:
+            return
+        if self.volume.changes.busy or self.volume.facts is not self.volume.commits.stored:
+            self.greet()
+            return
+        self.my_hello = self._build_hello()
+        self.send_control(Type.HELLO, hellos.to_json(self.my_hello))
+        self._try_decide()
+
+    def down(self, reason: str) -> None:
+        """The connection ended: what the peer may have lost becomes dirty for it."""
+        if self.phase is Phase.DOWN:
+            return
+        volume = self.volume
+        was = self.phase
+        self.move(Phase.DOWN)
+        self.contact_lost_wall_s = volume.wall_clock_s
+        if was in (Phase.ESTABLISHED, Phase.JOINING):
+            self.down_since_s = volume.now
+        dirty = volume.maps.dirty[self.name]
+        for _seq, offset, length in self._recent:
+            dirty.mark(offset, length)
+        self.orphans += [write for _seq, write in self._awaiting]
+        self._orphan_barriers += [barrier for _seq, barrier in self._barriers]
+        if self.orphans or self._orphan_barriers:
+            self.need()
+        self.receiver.ended()
+        self._reset()
+        volume.note("info", f"connection to {self.name} ended ({was.value}): {reason}")
+        volume.connection_ended(self, was)
+
+    def drop(self, reason: str) -> None:
+        """Close the connection from this side."""
+        if self.phase is Phase.DOWN:
+            return
+        self.volume.outbox.send.pop(self.name, None)
+        self.volume.outbox.drop.append((self.name, reason))
+        self.down(reason)
+
+    # Handshake.
+
+    def _build_hello(self) -> Hello:
+        volume = self.volume
+        dirt = volume.maps.dirty[self.name].count + volume.maps.remaining.count
+        return hellos.build(
+            node=volume.node,
+            volume=volume.name,
+            peer=self.name,
+            facts=volume.facts,
+            block_shift=volume.maps.remaining.block_shift,
+            primary=volume.is_primary,
+            has_dirt=bool(dirt or volume.intents.suspect),
+        )
+
+    def on_hello(self, body: dict[str, Any]) -> None:
+        """The peer's facts arrived."""
+        if self.phase is not Phase.GREETING or self.their_hello is not None:
+            raise PeerError("HELLO: not expected now")
+        self.their_hello = hellos.from_json(body)
+        if self.their_hello.volume != self.volume.name:
+            raise PeerError(f"HELLO: it is about the volume {self.their_hello.volume!r}")
+        self._try_decide()
+
+    def _try_decide(self) -> None:
+        if not (self.my_hello and self.their_hello) or self._decided:
+            return
+        mine, theirs = self.my_hello, self.their_hello
+        if replace(self._build_hello(), has_dirt=mine.has_dirt) != mine:
+            self.drop("this side's facts changed during the handshake")
+            return
+        decision = self.decision = decide(mine, theirs)
+        self._decided = True
+        volume = self.volume
+        volume.note("info", f"handshake with {self.name}: {decision.rule}: {decision.sentence}")
+        token = 0
+        if decision.action not in (Action.REFUSE, Action.WAIT, Action.SPLIT_BRAIN):
+            token = self._record_contact(theirs)
+        body = {"action": decision.action.value, "rule": decision.rule, "token": token}
+        volume.commits.when_stored(volume.facts, lambda: self._send_decision(mine, body))
+
+    def _record_contact(self, theirs: Hello) -> int:
+        """Note whom we met; void releases; return the token that this side offers, or 0."""
+        facts = self.volume.facts
+        record = facts.peer(self.name)
+        if record.node_id != theirs.node_id:
+            record = replace(record, node_id=theirs.node_id, tokens=(), base_from=0, base_to=0)
+        token = 0
+        if facts.node_id < theirs.node_id:
+            token = self._choose_token(record.tokens, theirs)
+            if token not in record.tokens:
+                record = replace(record, tokens=(token, *record.tokens)[:TOKENS_KEPT])
+        self.volume.change_peer(record, released=False, holds_release=False)
+        return token
+
+    def _choose_token(self, mine: tuple[int, ...], theirs: Hello) -> int:
+        known_to_peer = theirs.tokens if theirs.known_peer_id == self.volume.facts.node_id else ()
+        if mine and mine[0] not in known_to_peer[:1]:
+            # The peer has not seen the newest yet: offer it again, make no other.
+            return mine[0]
+        return self.volume.random_id()
+
+    def _send_decision(self, mine: Hello, body: dict[str, Any]) -> None:
+        if self.phase is not Phase.GREETING or self.my_hello is not mine:
+            return
+        self.send_control(Type.DECISION, body)
+        self._decision_sent = True
+        self._try_act()
+
+    def on_decision(self, fields: Fields) -> None:
+        """The peer's decision arrived; it must be the mirror image of this side's."""
+        if self.phase is not Phase.GREETING or self._their_decision is not None:
+            raise PeerError("DECISION: not expected now")
+        self._their_decision = fields
+        self._try_act()
+
+    def _try_act(self) -> None:
+        if not self._decision_sent or self._their_decision is None:
+            return
+        assert self.decision is not None and self.their_hello is not None
+        theirs = self._their_decision.text("action")
+        if MIRROR[self.decision.action].value != theirs:
+            raise PeerError(
+                f"the two sides decided {self.decision.action.value} and {theirs}, "
+                "which do not fit together"
+            )
+        token = self._their_decision.number("token")
+        record = self.volume.facts.peer(self.name)
+        if token and token not in record.tokens:
+            tokens = (token, *record.tokens)[:TOKENS_KEPT]
+            self.volume.change_peer(replace(record, tokens=tokens))
+            self.volume.commits.request()
+        self._act(self.decision.action)
+
+    def _act(self, action: Action) -> None:
+        volume = self.volume
+        if action in (Action.REFUSE, Action.WAIT, Action.SPLIT_BRAIN, Action.AWAIT_YIELD):
+            phase = {Action.REFUSE: Phase.REFUSED, Action.SPLIT_BRAIN: Phase.SPLIT_BRAIN}
+            self.move(phase.get(action, Phase.IDLE))
+            if action is Action.SPLIT_BRAIN:
+                volume.note("error", "split-brain: both copies are kept as they are")
+        elif action is Action.YIELD:
+            volume.roles.give_up_fork(self)
+        elif action in SOURCE_ACTIONS:
+            self.move(Phase.SOURCE_STARTING)
+            self.source = Source(self, action)
+            self.source.start()
+        elif volume.is_primary:
+            # design §5, ancestor row: a primary here acknowledged nothing that the other lacks.
+            volume.roles.step_down(f"{self.name} has newer writes; this node becomes its target")
+        else:
+            self.move(Phase.TARGET_STARTING)
+
+    # The stream to the peer.
+
+    def send(
+        self,
+        kind: Type,
+        seq: int = 0,
+        offset: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        source: object = None,
+    ) -> None:
+        """Queue a frame; its payload is `source` (see `SendJob`)."""
+        # Nothing is given out under a generation that is not stored (G3).
+        stored = self.volume.commits.stored
+        generation = stored.generation.id if stored.lineage else 0
+        job: SendJob = (kind, seq, offset, length, generation, flags, source)
+        self.volume.outbox.send.setdefault(self.name, []).append(job)
+        self.last_sent_s = self.volume.now
+
+    def ping(self) -> None:
+        """Show that this side lives, and make the peer show it."""
+        self.send(Type.PING)
+
+    def clear_intents_there(self, seq: int) -> None:
+        """Everything up to this number is durable on both sides: the peer may clear intents."""
+        self.send(Type.CLEAR_INTENTS, seq)
+
+    def send_control(self, kind: Type, body: dict[str, Any]) -> None:
+        """Queue a control frame with a JSON body."""
+        self.send(kind, source=wire.encode_body(body))
+
+    def send_numbered(
+        self, kind: Type, offset: int, length: int, flags: int, source: object
+    ) -> int:
+        """Queue a frame of the ordered stream and return its number."""
+        self.sent_seq += 1
+        if self.waiting_since_s is None:
+            self.waiting_since_s = self.volume.now
+        self.send(kind, self.sent_seq, offset, length, flags, source)
+        return self.sent_seq
+
+    def replicate(self, write: Write) -> None:
+        """Send a launched client write, or mark it dirty if the peer does not receive it."""
+        if not self.mirroring:
+            replicate_to_absent(self, write)
+            return
+        seq = self._send_write(write)
+        self._recent.append((seq, write.offset, write.length))
+        if self.source is not None:
+            self.source.write_launched(write.offset, write.length)
+        if self.is_member:
+            write.waiting += 1
+            self._awaiting.append((seq, write))
+
+    def _send_write(self, write: Write) -> int:
+        if write.kind is not WriteKind.WRITE:
+            flags = FLAG_PUNCH if write.kind is WriteKind.TRIM else 0
+            return self.send_numbered(Type.ZERO, write.offset, write.length, flags, None)
+        op: Op = write.op
+        offset, end = write.offset, write.offset + write.length
+        while end - offset > PAYLOAD_BYTES_MAX:
+            self.send_numbered(Type.WRITE, offset, PAYLOAD_BYTES_MAX, 0, op)
+            offset += PAYLOAD_BYTES_MAX
+        return self.send_numbered(Type.WRITE, offset, end - offset, 0, op)
+
+    def require_durable(self, barrier: Barrier) -> None:
+        """Tell the barrier when all that was sent until now is durable at the peer."""
+        if not self.settled:
+            # Away, or its copy of the union counts as neither applied nor durable (design §5).
+            self._orphan_barriers.append(barrier)
+            self.need()
+        elif self.durable_seq >= self.sent_seq:
+            barrier.peer_done(self.name)
+        else:
+            self._barriers.append((self.sent_seq, barrier))
+            self.ask_sync()
+
+    def ask_sync(self) -> None:
+        """Ask the peer to make everything sent until now durable."""
+        if self._sync_asked_seq < self.sent_seq:
+            self._sync_asked_seq = self.sent_seq
+            if self.sync_since_s is None:
+                self.sync_since_s = self.volume.now
+            self.send(Type.SYNC, self.sent_seq)
+
+    def on_ack(self, applied: int, durable: int) -> None:
+        """Cumulative: the peer has applied, and made durable, everything up to these numbers."""
+        if not (self.acked_seq <= applied <= self.sent_seq) or not (
+            self.durable_seq <= durable <= applied
+        ):
+            raise PeerError(f"ACK: {applied}/{durable} does not follow from what was sent")
+        if applied > self.acked_seq:
+            self.acked_seq = applied
+            self.waiting_since_s = self.volume.now if applied < self.sent_seq else None
+            awaiting = self._awaiting
+            while awaiting and awaiting[0][0] <= applied:
+                self.volume.writes.one_done(awaiting.popleft()[1])
+        if durable > self.durable_seq:
+            self.durable_seq = durable
+            if durable >= self._sync_asked_seq:
+                self.sync_since_s = None
+            recent = self._recent
+            while recent and recent[0][0] <= durable:
+                recent.popleft()
+            while self._barriers and self._barriers[0][0] <= durable:
+                self._barriers.popleft()[1].peer_done(self.name)
+        if self.source is not None:
+            self.source.acked(applied, durable)
+
+    def measure(self) -> None:
+        """Note the progress of a copy, for its rate."""
+        if self.phase in (Phase.SOURCE, Phase.TARGET):
+            volume = self.volume
+            bitmap = volume.maps.dirty[self.name] if self.source else volume.maps.remaining
+            self.progress.measure(bitmap.set_bytes, volume.now)
+
+    # The peer entered or left the set.
+
+    def release_orphans(self) -> None:
+        """What waited for this peer waits no more: it is equal now, or it left the set."""
+        self.needed_since_s = None
+        orphans, self.orphans = self.orphans, []
+        for write in orphans:
+            self.volume.writes.one_done(write)
+        barriers, self._orphan_barriers = self._orphan_barriers, []
+        for barrier in barriers:
+            if self.is_member and self.settled:
+                self.require_durable(barrier)
+            else:
+                barrier.peer_done(self.name)
+
+    def forget_waiters(self) -> None:
+        """Nothing that waits for this peer will be answered any more."""
+        self.orphans.clear()
+        self._orphan_barriers.clear()
+        self.needed_since_s = None
+        self._awaiting.clear()
+        self._barriers.clear()
+
+    def need(self) -> None:
+        """An acknowledgement waits for this member while it is not settled (G4 begins so)."""
+        if self.needed_since_s is None:
+            self.needed_since_s = self.volume.now
+
+    def established(self) -> None:
+        """Both copies are equal and both sides have stored it."""
+        self.move(Phase.ESTABLISHED)
+        self.source = None
+        self.confirmed = True
+        self.release_orphans()
+        self.volume.peer_established(self)

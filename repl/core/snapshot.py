@@ -1,0 +1,140 @@
+"""A volume's state as the public JSON of design §11. Read-only; every sentence a person sees about
+a state is worded here or in the verdict that decided it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from repl.core.promotion import PromoteRequest, judge
+from repl.core.states import ConnectionState, Phase, ReplicationState
+from repl.core.verdict import Verdict, refused
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+_CONNECTION: dict[Phase, ConnectionState] = {
+    Phase.GREETING: ConnectionState.CONNECTING,
+    Phase.REFUSED: ConnectionState.REFUSED,
+    Phase.SPLIT_BRAIN: ConnectionState.SPLIT_BRAIN,
+}
+
+
+def volume_snapshot(volume: Volume) -> dict[str, Any]:
+    """Return the object of design §11 for this volume, with fields added and none renamed."""
+    facts = volume.facts
+    promotable = _promotable(volume)
+    why, next_step = _why_and_next(volume)
+    generation = {"counter": 0, "id": ""}
+    if facts.lineage:
+        generation = {"counter": facts.generation.counter, "id": f"{facts.generation.id:016x}"}
+    return {
+        "name": volume.name,
+        "size_bytes": volume.size_bytes,
+        "role": volume.role_text,
+        "disk_state": volume.disk_state_text,
+        "generation": generation,
+        "serving": volume.serving,
+        "frozen": volume.serving and volume.frozen,
+        "resume_pending": volume.roles.resume_pending,
+        "pending_requests": volume.writes.pending,
+        "hot_extents": len(volume.intents.hot),
+        "promotable": {
+            "ok": promotable.ok,
+            "reason": promotable.reason,
+            "next": promotable.next_step,
+            "code": promotable.code,
+        },
+        "why": why,
+        "next": next_step,
+        "peers": [_peer_snapshot(session) for session in volume.sessions.values()],
+    }
+
+
+def _promotable(volume: Volume) -> Verdict:
+    if volume.is_primary:
+        return refused("ALREADY", "this node is primary already")
+    return judge(volume, PromoteRequest()).verdict
+
+
+def connection_state(session: Session) -> ConnectionState:
+    """The public connection state of a peer."""
+    if session.phase is Phase.DOWN:
+        return ConnectionState.DISCONNECTED
+    return _CONNECTION.get(session.phase, ConnectionState.CONNECTED)
+
+
+def replication_state(session: Session) -> ReplicationState:
+    """The public replication state of a peer."""
+    if session.phase is Phase.ESTABLISHED:
+        return ReplicationState.ESTABLISHED
+    if session.phase in (Phase.SOURCE_STARTING, Phase.SOURCE, Phase.JOINING):
+        settling = session.source is not None and session.is_member
+        return ReplicationState.SETTLING if settling else ReplicationState.SYNC_SOURCE
+    if session.phase in (Phase.TARGET_STARTING, Phase.TARGET):
+        if session.volume.facts.inconsistent:
+            return ReplicationState.SYNC_TARGET
+        return ReplicationState.SETTLING
+    return ReplicationState.OFF
+
+
+def _peer_snapshot(session: Session) -> dict[str, Any]:
+    volume = session.volume
+    copying = session.phase in (Phase.SOURCE, Phase.TARGET)
+    dirty = volume.maps.dirty[session.name]
+    behind = volume.maps.remaining if session.phase is Phase.TARGET else dirty
+    decision = session.decision
+    return {
+        "name": session.name,
+        "connection_state": connection_state(session).value,
+        "disk_state": session.peer_status.get("disk_state", "unknown"),
+        "replication_state": replication_state(session).value,
+        "role": session.peer_status.get("role", "unknown"),
+        "phase": session.phase.value,
+        "in_sync": session.settled,
+        "member": session.is_member,
+        "contact_lost_time_s": None if session.connected else session.contact_lost_wall_s,
+        "out_of_sync_bytes": behind.set_bytes,
+        "resync": session.progress.forecast(behind.set_bytes) if copying else None,
+        "resync_sent_bytes_total": session.resync_sent_bytes,
+        "last_handshake": None
+        if decision is None
+        else {
+            "rule": decision.rule,
+            "action": decision.action.value,
+            "sentence": decision.sentence,
+            "next": decision.next_step,
+        },
+    }
+
+
+def _why_and_next(volume: Volume) -> tuple[str, str]:
+    """The one thing most worth knowing about the volume, and what to run."""
+    name = volume.name
+    if volume.failed:
+        return (
+            f"the local copy failed: {volume.failed}",
+            f"replace the disk, then: replctl volume adopt {name} --discard",
+        )
+    for session in volume.sessions.values():
+        decision = session.decision
+        if session.phase in (Phase.REFUSED, Phase.SPLIT_BRAIN, Phase.IDLE) and decision is not None:
+            return decision.sentence, decision.next_step
+        if session.phase in (Phase.SOURCE, Phase.TARGET) and decision is not None:
+            return decision.sentence, f"nothing to do; to wait: replctl wait {name} --for in-sync"
+    away = [s.name for s in volume.sessions.values() if s.phase is Phase.DOWN]
+    if volume.roles.resume_pending:
+        peers = ", ".join(volume.sessions)
+        why = f"{volume.node} was primary and resumes as soon as {peers} agrees"
+        if not away:
+            return why, "nothing to do"
+        return (
+            f"{why}, which may have been promoted meanwhile and is not connected",
+            f"start {peers}; if it is stopped for good: replctl promote {name} --peer-dead {peers}",
+        )
+    if away:
+        reached = ", ".join(away)
+        return f"{reached} is not connected", f"start repld on {reached} or look at the network"
+    if volume.facts.fresh and not volume.sessions:
+        return "the volume holds no data yet", f"replctl volume adopt {name}"
+    return "", ""

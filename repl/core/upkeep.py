@@ -1,0 +1,118 @@
+"""What the clock starts: timeouts, pings, G4, background watermarks, intent checkpoints.
+
+`tick` is called every fraction of a second and compares times; it never sleeps and owns no timer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repl.core.intents import HOT_EXTENTS_MAX
+from repl.core.states import Phase
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+#: Intents of extents at rest are cleared this often.
+CHECKPOINT_INTERVAL_S = 2.0
+#: A receiver makes what it applied durable at least this often, unasked.
+WATERMARK_INTERVAL_S = 1.0
+#: A sync may take this many times longer than an ordinary answer.
+SYNC_PATIENCE = 6
+
+
+class Upkeep:
+    """The periodic work of one volume."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.synced_at_s = volume.now
+        self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
+        self._checkpointing = False
+
+    def tick(self) -> None:
+        """Do whatever is due at the volume's present time."""
+        volume = self._volume
+        for session in volume.sessions.values():
+            self._tick_session(session)
+        self._tick_loss()
+        if volume.now >= self._checkpoint_at_s:
+            self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
+            self._checkpoint()
+
+    def _tick_session(self, session: Session) -> None:
+        if session.phase is Phase.DOWN:
+            return
+        now, timeouts = self._volume.now, self._volume.timeouts
+        timeout = timeouts.peer_timeout_s
+        silent = now - session.last_received_s
+        unapplied = now - (session.waiting_since_s if session.waiting_since_s is not None else now)
+        unsynced = now - (session.sync_since_s if session.sync_since_s is not None else now)
+        if silent > timeout or unapplied > timeout or unsynced > SYNC_PATIENCE * timeout:
+            session.drop(f"it did not answer for {max(silent, unapplied, unsynced):.1f} s")
+            return
+        if now - session.last_sent_s >= timeouts.ping_interval_s:
+            session.ping()
+        session.measure()
+        if session.receiver.unsynced and now - self.synced_at_s >= WATERMARK_INTERVAL_S:
+            session.receiver.sync()
+
+    def _tick_loss(self) -> None:
+        volume = self._volume
+        if not volume.is_primary or volume.changes.busy or volume.failed:
+            return
+        for session in volume.member_sessions():
+            if (
+                not session.settled
+                and session.needed_since_s is not None
+                and self._given_up(session)
+            ):
+                permit = f"manual: {session.name} did not answer"
+                volume.changes.lose([session], permit, answered=True)
+                return
+
+    def _given_up(self, session: Session) -> bool:
+        """G4 begins when an answer is needed and the connection had its time to come back."""
+        timeouts, now = self._volume.timeouts, self._volume.now
+        assert session.needed_since_s is not None
+        if session.phase in (Phase.SOURCE, Phase.JOINING):
+            # It is back and being settled: that may take a while, but not for ever.
+            limit = timeouts.reconnect_grace_s + timeouts.peer_timeout_s
+            return now - session.needed_since_s >= limit
+        return now - session.down_since_s >= timeouts.reconnect_grace_s
+
+    def _checkpoint(self) -> None:
+        """Clear intents at rest, once everything is durable wherever it must be (design §6)."""
+        volume, intents = self._volume, self._volume.intents
+        if volume.changes.busy or self._checkpointing or not volume.is_primary or volume.failed:
+            return
+        if not (intents.hot or intents.suspect):
+            return
+        if volume.writes.in_flight and len(intents.hot) < HOT_EXTENTS_MAX:
+            return
+        if any(not session.settled for session in volume.member_sessions()):
+            return
+        self._checkpointing = True
+        number, generation = volume.writes.number, volume.facts.generation.id
+        seqs = {session.name: session.sent_seq for session in volume.sessions.values()}
+        volume.writes.barrier(lambda: self._checkpoint_durable(number, generation, seqs))
+
+    def _checkpoint_durable(self, number: int, generation: int, seqs: dict[str, int]) -> None:
+        volume = self._volume
+        self._checkpointing = False
+        if not volume.is_primary or volume.facts.generation.id != generation:
+            return
+        members = volume.member_sessions()
+        outside = [s for s in volume.sessions.values() if s not in members]
+        if any(not s.settled for s in members) or any(s.connected for s in outside):
+            # A settle or a resync clears bits as it goes; its end clears the suspects.
+            return
+        for session in outside:
+            # Covered by dirty bits, which the same commit persists before it clears intents.
+            volume.intents.mark_suspects_in(volume.maps.dirty[session.name])
+        volume.intents.clear_suspects()
+        volume.intents.clear_up_to(number)
+        for session in members:
+            session.clear_intents_there(seqs[session.name])
+        volume.commits.request(with_maps=bool(outside))

@@ -1,0 +1,31 @@
+"""The answer to "may this be done?": yes or no, the reason, and what to run next.
+
+The sentence is worded once, here at the decision, and shown everywhere: log, status, JSON, error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision with its reason. `code` is one of `repl.errors.CODES` when the answer is no."""
+
+    ok: bool
+    reason: str
+    next_step: str = ""
+    code: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def granted(reason: str) -> Verdict:
+    """Return a yes with its reason."""
+    return Verdict(True, reason)
+
+
+def refused(code: str, reason: str, next_step: str = "") -> Verdict:
+    """Return a no with its stable code, its reason and the way on."""
+    return Verdict(False, reason, next_step, code)

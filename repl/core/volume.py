@@ -1,0 +1,495 @@
+"""One replicated volume: the core's only public object (design §4).
+
+Method calls in, one `Outbox` out per turn. Pure: time comes with `turn(now_s)`, randomness with the
+constructor, and nothing here knows what a payload holds. The parts: `writes.py` (client requests),
+`session.py`, `receiver.py` and `source.py` (a peer), `changes.py` (generations), `roles.py` (who is
+primary), `commits.py` (what is durable). README.md in this folder is the contract in prose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from repl.core.changes import Changes
+from repl.core.commits import Commits, Syncs
+from repl.core.facts import Facts, Maps, PeerRecord
+from repl.core.intents import Intents
+from repl.core.outbox import Op, Outbox, WriteKind
+from repl.core.promotion import PromoteRequest
+from repl.core.roles import Roles, sole_survivor
+from repl.core.session import Session
+from repl.core.states import Phase
+from repl.core.upkeep import Upkeep
+from repl.core.verdict import Verdict, granted, refused
+from repl.core.wire import Fields, PeerError, Type, decode_body
+from repl.core.writes import ClientWrites
+
+#: Bytes written and not synced that start a sync here without being asked (design §7).
+BACKGROUND_SYNC_BYTES = 32 << 20
+
+_STREAM = frozenset(
+    {
+        Type.WRITE,
+        Type.ZERO,
+        Type.RESYNC_WRITE,
+        Type.RESYNC_ZERO,
+        Type.DIGEST,
+        Type.SYNC,
+        Type.GENERATION,
+        Type.SETTLED,
+        Type.CLEAR_INTENTS,
+        Type.START,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Design §7; all in seconds."""
+
+    peer_timeout_s: float = 5.0
+    reconnect_grace_s: float = 1.0
+    ping_interval_s: float = 1.0
+
+
+class Volume:
+    """The replication state of one volume on one node."""
+
+    def __init__(
+        self,
+        name: str,
+        node: str,
+        facts: Facts,
+        maps: Maps,
+        *,
+        boot_id: str,
+        random_id: Callable[[], int],
+        now_s: float,
+        wall_clock_s: int,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self.name = name
+        self.node = node
+        self.facts = facts
+        self.maps = maps
+        self.size_bytes = facts.size_bytes
+        self.random_id = random_id
+        self.now = now_s
+        self.wall_clock_s = wall_clock_s
+        self.timeouts = timeouts or Timeouts()
+        self.outbox = Outbox()
+        #: Why the local copy failed; empty while it is good.
+        self.failed = ""
+        self.is_primary = False
+        self._freezes: set[str] = set()
+        self._chunk_number = 0
+        self.commits = Commits(facts, maps)
+        self.syncs = Syncs()
+        self.intents = Intents(maps.intents)
+        self.writes = ClientWrites(self)
+        self.changes = Changes(self)
+        self.sessions = {record: Session(self, record) for record in maps.dirty}
+        self.upkeep = Upkeep(self)
+        resume = bool(facts.lineage) and facts.is_primary
+        resume = resume and facts.generation.primary == facts.node_id and not facts.inconsistent
+        self.roles = Roles(self, resume)
+        self._open(boot_id)
+
+    def _open(self, boot_id: str) -> None:
+        facts = self.facts
+        lost = not facts.clean and bool(facts.lineage) and facts.boot_id != boot_id
+        if not boot_id and not facts.clean:
+            lost = True
+        # A first open after an unclean close: intents that a crash left are dirty for every peer
+        # that is not a member; a member is settled with.
+        self.change_facts(clean=False, boot_id=boot_id, cache_lost=facts.cache_lost or lost)
+        for session in self.sessions.values():
+            if not session.is_member and facts.lineage:
+                self.intents.mark_suspects_in(self.maps.dirty[session.name])
+        self.commits.request(self._opened, with_maps=True)
+
+    def _opened(self) -> None:
+        if self.facts.fresh and not self.sessions and self.facts.known_zeroes:
+            self.changes.adopt(lambda: None)
+        else:
+            self.roles.try_resume(None)
+
+    # A turn.
+
+    def turn(self, now_s: float, wall_clock_s: int) -> None:
+        """Begin a turn: the time, by a monotonic and by the wall clock."""
+        assert now_s >= self.now, "time never goes back"
+        self.now = now_s
+        self.wall_clock_s = wall_clock_s
+
+    def take(self) -> Outbox:
+        """End a turn: take steps that waited for this turn's inputs, and return all effects."""
+        self.changes.poll()
+        self.roles.poll()
+        for session in self.sessions.values():
+            if session.source is not None:
+                session.source.advance()
+                if session.source is not None:
+                    session.source.try_end()
+            if session.phase is not Phase.DOWN:
+                session.receiver.acknowledge()
+        if self.syncs.unsynced_bytes >= BACKGROUND_SYNC_BYTES:
+            self.syncs.request(lambda: None)
+        box = self.outbox
+        box.commit = self.commits.take(self.facts)
+        if not self.failed:
+            box.sync = self.syncs.take()
+        self.outbox = Outbox()
+        return box
+
+    def tick(self) -> None:
+        """Look at the clock: timeouts, pings, G4, background watermarks, checkpoints."""
+        self.upkeep.tick()
+
+    # Client requests (only while this node serves; the engine asks `serving`).
+
+    @property
+    def serving(self) -> bool:
+        """Whether client requests are accepted (they may still wait, frozen)."""
+        return self.is_primary and not self.failed
+
+    @property
+    def frozen(self) -> bool:
+        """Whether client requests wait."""
+        return bool(self._freezes) or not self.is_primary or bool(self.failed)
+
+    def client_write(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
+        """A write, trim or zeroing inside the volume, its payload complete."""
+        self.writes.write(op, kind, offset, length, fua)
+
+    def client_flush(self, op: Op) -> None:
+        """A flush: all that was answered before must be durable on every member."""
+        self.writes.flush(op)
+
+    def client_read(self, op: Op) -> None:
+        """A read; it comes back under `Outbox.reads` when it may be done."""
+        self.writes.read(op)
+
+    def disk_done(self, op: Op) -> None:
+        """The write of this op is in the local backing."""
+        self.writes.disk_done(op)
+
+    # Results of this node's own disk.
+
+    def sync_done(self, number: int) -> None:
+        """The backing is durable as of the start of this sync."""
+        self.upkeep.synced_at_s = self.now
+        self.syncs.done(number)
+
+    def metadata_done(self, number: int) -> None:
+        """The commit is durable."""
+        self.commits.done(number)
+
+    def disk_failed(self, reason: str) -> None:
+        """A read, write or sync of the backing failed: this copy is failed, for good (design §7).
+
+        Nothing is acknowledged any more. The mark is stored where possible, and an in-sync peer is
+        told that this node will not be promoted.
+        """
+        if self.failed:
+            return
+        self.note("error", f"the local copy failed: {reason}")
+        self.change_facts(
+            inconsistent=True, everything_suspect=True, is_primary=False, source_generation=0
+        )
+        self.roles.resume_pending = False
+        self.outbox.abandon_clients = self.is_primary
+        self.writes.abandon()
+        self.is_primary = False
+        self.failed = reason
+        self.commits.request(self._failure_stored)
+
+    def _failure_stored(self) -> None:
+        for session in self.sessions.values():
+            if session.phase is Phase.ESTABLISHED:
+                session.send_control(Type.LEAVE, {})
+            else:
+                session.drop(f"the local copy failed: {self.failed}")
+
+    def chunk_read(self, peer: str, number: int, hole_end: int, digests: bytes | None) -> None:
+        """A `CopyJob` is done: `hole_end` > 0 if the chunk is a hole up to there."""
+        source = self.sessions[peer].source
+        if source is not None:
+            source.chunk_read(number, hole_end, digests)
+
+    def applied(self, peer: str, seq: int) -> None:
+        """A frame of the peer's stream is in the local backing."""
+        self.sessions[peer].receiver.applied(seq)
+
+    def compared(self, peer: str, seq: int, offset: int, length: int, different: bytes) -> None:
+        """A DIGEST frame was compared: bit n of `different` says that its n-th block differs."""
+        session = self.sessions[peer]
+        session.receiver.applied(seq)
+        session.send(Type.DIFFERENT, seq, offset, length, 0, different)
+        shift = self.maps.remaining.block_shift
+        number = int.from_bytes(different, "little")
+        for index in range((length + (1 << shift) - 1) >> shift):
+            if not number >> index & 1:
+                start = offset + (index << shift)
+                size = min(1 << shift, offset + length - start)
+                session.receiver.brought(seq, start, size)
+
+    # Peers.
+
+    def peer_up(self, peer: str) -> None:
+        """A connection to the peer exists; nothing of an earlier one is left in the engine."""
+        if self.failed:
+            self.outbox.drop.append((peer, "the local copy failed"))
+            return
+        self.sessions[peer].up()
+
+    def peer_down(self, peer: str, reason: str) -> None:
+        """The connection to the peer ended."""
+        self.sessions[peer].down(reason)
+
+    def peer_frame(
+        self,
+        peer: str,
+        kind: Type,
+        seq: int,
+        offset: int,
+        length: int,
+        generation: int,
+        flags: int,
+        payload: object,
+    ) -> None:
+        """A verified frame arrived. Raises `PeerError` if it breaks the protocol: drop the peer."""
+        session = self.sessions[peer]
+        if session.phase is Phase.DOWN:
+            return
+        session.last_received_s = self.now
+        if self.failed and kind is not Type.LEAVE_STORED:
+            return
+        if kind is Type.ACK:
+            session.on_ack(seq, offset)
+        elif kind in _STREAM:
+            if kind is Type.START or kind is Type.GENERATION:
+                payload = decode_body(kind, payload)  # type: ignore[arg-type]
+            session.receiver.frame((kind, seq, offset, length, generation, flags, payload))
+        else:
+            self._control(session, kind, seq, offset, payload)
+
+    def _control(
+        self, session: Session, kind: Type, seq: int, offset: int, payload: object
+    ) -> None:
+        if kind is Type.PING:
+            session.send(Type.PONG)
+        elif kind is Type.PONG:
+            pass
+        elif kind is Type.MAP:
+            if session.source is not None:
+                session.source.map_page(offset, bytes(payload))  # type: ignore[call-overload]
+            else:
+                session.receiver.frame((kind, 0, offset, 0, 0, 0, payload))
+        elif kind is Type.DIFFERENT:
+            if session.source is None:
+                raise PeerError("DIFFERENT: nothing is being compared")
+            session.source.different(seq, bytes(payload))  # type: ignore[call-overload]
+        elif kind is Type.GENERATION_STORED:
+            self.changes.confirmed(session, seq)
+        elif kind is Type.LEAVE_STORED:
+            self.roles.on_leave_stored(session)
+        else:
+            self._json_control(session, kind, decode_body(kind, payload))  # type: ignore[arg-type]
+
+    def _json_control(self, session: Session, kind: Type, body: dict[str, Any]) -> None:
+        fields = Fields(kind.name, body)
+        if kind is Type.HELLO:
+            session.on_hello(body)
+        elif kind is Type.DECISION:
+            session.on_decision(fields)
+        elif kind is Type.READY:
+            if session.source is None:
+                raise PeerError("READY: nothing was started")
+            session.source.ready(fields)
+            self.roles.try_resume(session)
+        elif kind is Type.PROMOTE_ASK:
+            self.roles.on_ask(session, fields)
+        elif kind is Type.PROMOTE_ANSWER:
+            self.roles.on_answer(session, fields)
+        elif kind is Type.LEAVE:
+            self.roles.on_leave(session)
+        elif kind is Type.STATUS:
+            session.peer_status = {
+                "role": fields.text("role", 40),
+                "disk_state": fields.text("disk_state", 40),
+            }
+            self.outbox.changed = True
+        elif kind is Type.GOODBYE:
+            session.drop(f"the peer refused: {fields.text('sentence')}")
+
+    # Operators.
+
+    def promote(self, number: int, request: PromoteRequest) -> None:
+        """Ask for promotion; the verdict comes under `Outbox.answers` with this number."""
+        self.roles.promote(number, request)
+
+    def demote(self, number: int, *, drop_clients: bool) -> None:
+        """Ask for demotion; clients that hold the export are the engine's to check first."""
+        self.roles.demote(number, drop_clients=drop_clients)
+
+    def adopt(self, number: int) -> None:
+        """Declare this fresh copy the one: a first generation with the set {me}."""
+        if not self.facts.fresh:
+            verdict = refused(
+                "ADOPT_NOT_NEEDED",
+                "this copy belongs to the volume already",
+                f"replctl status {self.name}",
+            )
+            self.answer(number, verdict)
+            return
+        if self.changes.busy:
+            self.answer(number, refused("VOLUME_BUSY", "another change is in progress"))
+            return
+        for session in self.sessions.values():
+            session.drop("this copy was declared the one")
+        self.changes.adopt(lambda: self.answer(number, granted("this copy is the one")))
+
+    def leave(self, number: int) -> None:
+        """Prepare a clean stop: hand over, drain, sync. Then `close`."""
+        self.roles.leave(number)
+
+    def close(self, then: Callable[[], None]) -> None:
+        """End a clean stop: sync, then the last commit, which says that the close was clean."""
+        if self.failed:
+            then()
+        else:
+            self.syncs.request(lambda: self._closed(then))
+
+    def _closed(self, then: Callable[[], None]) -> None:
+        self.change_facts(clean=True)
+        self.commits.request(then, with_maps=True)
+
+    # What the parts ask of the whole.
+
+    def change_facts(self, **changes: Any) -> None:
+        """Change the record in memory; ask `commits` where something needs it durable."""
+        self.facts = replace(self.facts, **changes)
+
+    def change_peer(self, record: PeerRecord, **changes: Any) -> None:
+        """Replace one peer's record (and other fields with it), if anything changes."""
+        peers = tuple(record if old.name == record.name else old for old in self.facts.peers)
+        changed = replace(self.facts, peers=peers, **changes)
+        if changed != self.facts:
+            self.facts = changed
+
+    def set_base(self, peer: str, generation_id: int) -> None:
+        """G7: the peer has confirmed storing this generation; 0 makes its map's base void."""
+        record = self.facts.peer(peer)
+        self.change_peer(replace(record, base_from=generation_id, base_to=generation_id))
+
+    def offer(self, peer: str) -> None:
+        """G7: the current generation goes, or may have gone, to this peer."""
+        record = self.facts.peer(peer)
+        self.change_peer(replace(record, base_to=self.facts.generation.id))
+
+    def next_chunk(self) -> int:
+        """Return a number for a resync chunk, never used before in this process."""
+        self._chunk_number += 1
+        return self._chunk_number
+
+    def commit_intents(self, then: Callable[[], None]) -> None:
+        """Call `then` once the extents that are `coming` now are durable intents."""
+        extents = tuple(self.intents.coming)
+
+        def stored() -> None:
+            self.intents.stored(extents)
+            then()
+
+        self.commits.request(stored)
+
+    def freeze(self, reason: str) -> None:
+        """Hold client requests that come from now on."""
+        self._freezes.add(reason)
+
+    def thaw(self, reason: str) -> None:
+        """Undo one `freeze`; held requests go on when none is left."""
+        self._freezes.discard(reason)
+        self.writes.release_held()
+
+    def become_primary(self) -> None:
+        """The role itself; everything that it needs is stored already."""
+        assert self.commits.stored.is_primary and not self.is_primary
+        assert self.commits.stored.generation.primary == self.facts.node_id
+        self.is_primary = True
+        self.note("info", f"{self.node} is primary of {self.name}")
+        self.writes.release_held()
+        self.send_status()
+
+    def become_secondary(self) -> None:
+        """The role itself, after or (by force) before it is stored."""
+        self.is_primary = False
+        self.intents.connection_ended()
+        self.note("info", f"{self.node} is secondary of {self.name}")
+        self.send_status()
+
+    def clear_intents(self) -> None:
+        """All that was written is durable here and on every established member."""
+        if all(session.settled for session in self.sessions.values()):
+            self.intents.clear_suspects()
+            if self.intents.clear_up_to(self.writes.number):
+                for session in self.sessions.values():
+                    session.clear_intents_there(session.sent_seq)
+
+    def member_sessions(self) -> list[Session]:
+        """The peers in the current in-sync set, connected or not."""
+        return [session for session in self.sessions.values() if session.is_member]
+
+    def established_members(self) -> list[Session]:
+        """The members that are connected and have everything."""
+        return [session for session in self.member_sessions() if session.settled]
+
+    def connection_ended(self, session: Session, was: Phase) -> None:
+        """A session went down; what was asked of it fails, G4 begins when an answer is needed."""
+        self.roles.connection_ended(session)
+        if was is Phase.JOINING and not self.changes.busy:
+            self.thaw("joining")
+
+    def peer_established(self, session: Session) -> None:
+        """Both copies are equal: a pending resume goes on."""
+        self.roles.peer_established(session)
+        self.send_status()
+        if not self.is_primary:
+            self.roles.try_resume(session)
+
+    def send_status(self) -> None:
+        """Tell connected peers this node's role and disk state; shown to people only."""
+        for session in self.sessions.values():
+            if session.phase is not Phase.DOWN:
+                body = {"role": self.role_text, "disk_state": self.disk_state_text}
+                session.send_control(Type.STATUS, body)
+
+    @property
+    def role_text(self) -> str:
+        """The role's public spelling."""
+        return "primary" if self.is_primary else "secondary"
+
+    @property
+    def disk_state_text(self) -> str:
+        """The disk state's public spelling (design §8, §11)."""
+        facts = self.facts
+        if self.failed:
+            return "failed"
+        if facts.inconsistent or facts.fresh:
+            return "inconsistent"
+        if facts.outdated:
+            return "outdated"
+        settled = all(session.settled for session in self.member_sessions())
+        if self.is_primary or settled or sole_survivor(self):
+            return "consistent" if facts.cache_lost and not facts.alone else "up-to-date"
+        return "consistent"
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        """Answer an operator's request."""
+        self.outbox.answers.append((number, verdict))
+
+    def note(self, level: str, text: str) -> None:
+        """Say something to the log and the event stream."""
+        self.outbox.notes.append((level, text))

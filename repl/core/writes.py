@@ -1,0 +1,258 @@
+"""Client requests: from acceptance to the one reply (design §7, write, flush and FUA).
+
+A write is admitted when it overlaps none in flight, launched when its extents are durable intents,
+complete when this node and every member of the in-sync set have applied it, and answered when its
+generation is marked answered (and, for FUA, when it is durable everywhere). While the volume is
+frozen, requests wait here in their order. Never does I/O, never sees a byte of data.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from repl.core.lineage import mark_answered
+from repl.core.outbox import Op, WriteKind
+from repl.core.spans import Spans
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+
+class Write:
+    """One client write in flight. `waiting` counts the copies that have not applied it yet."""
+
+    __slots__ = ("fua", "kind", "launched", "length", "number", "offset", "op", "waiting")
+
+    def __init__(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
+        self.op = op
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.fua = fua
+        self.number = 0
+        self.waiting = 0
+        self.launched = False
+
+
+class Barrier:
+    """Waits until all completed writes are durable here and on every member."""
+
+    __slots__ = ("local", "peers", "then")
+
+    def __init__(self, peers: set[str], then: Callable[[], None]) -> None:
+        self.local = False
+        self.peers = peers
+        self.then = then
+
+    def local_done(self) -> None:
+        self.local = True
+        self._finish()
+
+    def peer_done(self, peer: str) -> None:
+        """This peer has it durable, or is no member any more."""
+        if peer in self.peers:
+            self.peers.discard(peer)
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.local and not self.peers:
+            self.then()
+
+
+class ClientWrites:
+    """All client requests of a volume that are not answered yet."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.in_flight: dict[Op, Write] = {}
+        #: Numbers the writes of this process; intents remember the last one of each extent.
+        self.number = 0
+        self.spans = Spans()
+        #: Requests that came while frozen, in their order: (method, arguments).
+        self._held: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        #: Writes that overlap one in flight or an earlier one here.
+        self._blocked: list[Write] = []
+        self._unanswered: list[Op] = []
+        self._flushes = 0
+        #: Grows when everything in flight is abandoned: late callbacks of before do nothing.
+        self._epoch = 0
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is in flight; held requests do not count, nothing of them happened."""
+        return not (self.in_flight or self._blocked or self._unanswered or self._flushes)
+
+    @property
+    def pending(self) -> int:
+        """Requests that were accepted and not answered yet."""
+        held = len(self._held)
+        return len(self.in_flight) + len(self._blocked) + len(self._unanswered) + held
+
+    def write(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
+        """Accept a write of `length` > 0 bytes inside the volume."""
+        if self._volume.frozen:
+            self._held.append((self.write, (op, kind, offset, length, fua)))
+            return
+        write = Write(op, kind, offset, length, fua)
+        if self.spans.overlaps(offset, offset + length) or (
+            self._blocked and self._behind_blocked(write)
+        ):
+            self._blocked.append(write)
+        else:
+            self._admit(write)
+
+    def read(self, op: Op) -> None:
+        """Accept a read: it is done now, or when the volume thaws."""
+        if self._volume.frozen:
+            self._held.append((self.read, (op,)))
+        else:
+            self._volume.outbox.reads.append(op)
+
+    def flush(self, op: Op) -> None:
+        """Accept a flush: it is answered when all that was answered before is durable."""
+        if self._volume.frozen:
+            self._held.append((self.flush, (op,)))
+            return
+        self._flush(op)
+
+    def release_held(self) -> None:
+        """The volume thawed: take up what waited, in its order."""
+        while self._held and not self._volume.frozen:
+            method, arguments = self._held.popleft()
+            method(*arguments)
+
+    def drop_held(self) -> None:
+        """Forget what waited (its clients were abandoned); nothing of it has happened."""
+        self._volume.outbox.forget += [arguments[0] for _, arguments in self._held]
+        self._held.clear()
+
+    def abandon(self) -> None:
+        """This node is primary no more, by force: nothing in flight will ever be answered."""
+        volume = self._volume
+        for session in volume.sessions.values():
+            session.forget_waiters()
+        volume.outbox.forget += [op for op in self.in_flight if not self.in_flight[op].launched]
+        volume.outbox.forget += [write.op for write in self._blocked]
+        self.drop_held()
+        self.in_flight.clear()
+        self.spans = Spans()
+        self._blocked.clear()
+        self._unanswered.clear()
+        self._flushes = 0
+        self._epoch += 1
+
+    def disk_done(self, op: Op) -> None:
+        """The write is in the local backing (not yet durable)."""
+        write = self.in_flight.get(op)
+        if write is None:
+            return  # abandoned while the engine was writing it
+        self._volume.syncs.unsynced_bytes += write.length
+        self.one_done(write)
+
+    def one_done(self, write: Write) -> None:
+        """One of the copies that the write waits for has applied it, or left the set."""
+        write.waiting -= 1
+        if write.waiting == 0:
+            self._complete(write)
+
+    def barrier(self, then: Callable[[], None]) -> None:
+        """Call `then` when all writes completed until now are durable on every member (G2)."""
+        members = self._volume.member_sessions()
+        barrier = Barrier({session.name for session in members}, then)
+        for session in members:
+            session.require_durable(barrier)
+        self._volume.syncs.request(barrier.local_done)
+
+    def _behind_blocked(self, write: Write) -> bool:
+        end = write.offset + write.length
+        return any(
+            other.offset < end and write.offset < other.offset + other.length
+            for other in self._blocked
+        )
+
+    def _admit(self, write: Write) -> None:
+        self.spans.add(write.offset, write.offset + write.length)
+        self.in_flight[write.op] = write
+        self.number += 1
+        write.number = self.number
+        volume = self._volume
+        if volume.intents.touch(write.offset, write.length, write.number):
+            self._launch(write)
+        else:
+            epoch = self._epoch
+            volume.commit_intents(lambda: self._launch(write) if epoch == self._epoch else None)
+
+    def _launch(self, write: Write) -> None:
+        volume = self._volume
+        write.launched = True
+        write.waiting = 1
+        for session in volume.sessions.values():
+            session.replicate(write)
+        volume.outbox.disk.append((write.op, write.kind, write.offset, write.length))
+
+    def _complete(self, write: Write) -> None:
+        del self.in_flight[write.op]
+        self.spans.remove(write.offset)
+        if write.fua:
+            self._flush(write.op)
+        else:
+            self._reply(write.op)
+        if self._blocked:
+            self._admit_blocked()
+
+    def _admit_blocked(self) -> None:
+        waiting, self._blocked = self._blocked, []
+        for write in waiting:
+            if self.spans.overlaps(
+                write.offset, write.offset + write.length
+            ) or self._behind_blocked(write):
+                self._blocked.append(write)
+            else:
+                self._admit(write)
+
+    def _flush(self, op: Op) -> None:
+        self._flushes += 1
+        epoch = self._epoch
+        self.barrier(lambda: self._flushed(op, epoch))
+
+    def _flushed(self, op: Op, epoch: int) -> None:
+        if epoch == self._epoch:
+            self._flushes -= 1
+            self._reply(op)
+
+    def _reply(self, op: Op) -> None:
+        volume = self._volume
+        # `stored`, not the facts in memory: the mark is durable before the first reply (§5).
+        if volume.commits.stored.generation.answered:
+            volume.outbox.replies.append(op)
+            return
+        self._unanswered.append(op)
+        if len(self._unanswered) == 1:
+            self.mark_answered()
+
+    def mark_answered(self) -> None:
+        """Make the current generation's mark durable, then send the replies that wait for it."""
+        facts = self._volume.facts
+        if not facts.generation.answered:
+            self._volume.change_facts(lineage=mark_answered(facts.lineage))
+        self._volume.commits.request(self._answer)
+
+    def _answer(self) -> None:
+        if not self._volume.commits.stored.generation.answered:
+            # A new generation came in between; its own mark is needed.
+            self.mark_answered()
+            return
+        self._volume.outbox.replies += self._unanswered
+        self._unanswered.clear()
+
+
+def replicate_to_absent(session: Session, write: Write) -> None:
+    """Mark a write dirty for a peer that does not receive it; a member is still waited for."""
+    session.volume.maps.dirty[session.name].mark(write.offset, write.length)
+    if session.is_member:
+        write.waiting += 1
+        session.orphans.append(write)
+        session.need()

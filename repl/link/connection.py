@@ -1,0 +1,209 @@
+"""One TCP connection to a peer: frames in and out, without copies on the way.
+
+Received payloads are slices of a large buffer that is replaced when somebody still holds slices of
+it; sent payloads stay where they are until the kernel has taken them. One receive and one send per
+wake-up, whatever they hold. A broken frame raises `PeerError` in the caller's turn; a broken socket
+calls `on_lost` once. Knows nothing of what frames mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from repl.core import wire
+from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Header, PeerError
+
+RECEIVE_BUFFER_BYTES = 2 << 20
+#: Room that is always there for one whole frame.
+_FRAME_BYTES_MAX = HEADER_BYTES + PAYLOAD_BYTES_MAX
+SOCKET_BUFFER_BYTES = 4 << 20
+#: Buffers per sendmsg (Linux IOV_MAX).
+BUFFERS_PER_SEND = 1024
+
+
+class Hold(Protocol):
+    """Whoever owns a payload that is being sent; released when the kernel has taken it."""
+
+    def release(self) -> None: ...
+
+
+Frame = tuple[Header, memoryview]
+
+
+class PeerConnection:
+    """Drives one connected, non-blocking socket. Everything happens on the loop's thread."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        on_frames: Callable[[PeerConnection, list[Frame]], None],
+        on_lost: Callable[[PeerConnection, str], None],
+        peer_timeout_s: float,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._on_frames = on_frames
+        self._on_lost = on_lost
+        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._start = 0
+        self._end = 0
+        self._outgoing: deque[tuple[bytes | memoryview, Hold | None]] = deque()
+        self._writing = False
+        self.closed = False
+        #: Bytes queued and not yet taken by the kernel.
+        self.unsent_bytes = 0
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        _tune(sock, peer_timeout_s)
+
+    def start(self) -> None:
+        """Begin to receive."""
+        self._loop.add_reader(self._fd, self._readable)
+
+    def send(self, data: bytes | memoryview, hold: Hold | None = None) -> None:
+        """Queue bytes; `hold` is released when they are sent or given up."""
+        if self.closed:
+            if hold is not None:
+                hold.release()
+            return
+        self._outgoing.append((data, hold))
+        self.unsent_bytes += len(data)
+
+    def flush(self) -> None:
+        """Send what is queued: once per turn."""
+        if self._outgoing and not self._writing and not self.closed:
+            self._send()
+
+    def keep_received(self) -> None:
+        """Somebody keeps slices of what was received: go on in a buffer of its own."""
+        rest = self._buffer[self._start : self._end]
+        fresh = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        fresh[: len(rest)] = rest
+        self._buffer = fresh
+        self._start, self._end = 0, len(rest)
+
+    def close(self) -> None:
+        """Close now; `on_lost` is not called for what this side does itself."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._fd)
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+        self._sock.close()
+        while self._outgoing:
+            hold = self._outgoing.popleft()[1]
+            if hold is not None:
+                hold.release()
+        self.unsent_bytes = 0
+
+    # Receiving.
+
+    def _readable(self) -> None:
+        room = self._buffer[self._end :]
+        try:
+            count = self._sock.recv_into(room)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(f"receiving failed: {error.strerror}")
+            return
+        if not count:
+            self._lost("the peer closed the connection")
+            return
+        self._end += count
+        self.received_bytes += count
+        try:
+            frames = self._parse()
+        except PeerError as error:
+            self._lost(f"a broken frame: {error}")
+            return
+        if frames:
+            self._on_frames(self, frames)
+        if not self.closed:
+            self._make_room()
+
+    def _parse(self) -> list[Frame]:
+        buffer, start, end = self._buffer, self._start, self._end
+        frames: list[Frame] = []
+        while end - start >= HEADER_BYTES:
+            header = wire.decode_header(buffer, start)
+            stop = start + HEADER_BYTES + header.payload_bytes
+            if stop > end:
+                break
+            payload = buffer[start + HEADER_BYTES : stop]
+            wire.verify(header, buffer, payload, start)
+            frames.append((header, payload))
+            start = stop
+        self._start = start
+        return frames
+
+    def _make_room(self) -> None:
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif RECEIVE_BUFFER_BYTES - self._start < _FRAME_BYTES_MAX:
+            rest = bytes(self._buffer[self._start : self._end])
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+
+    # Sending.
+
+    def _send(self) -> None:
+        outgoing = self._outgoing
+        while outgoing:
+            batch = [outgoing[i][0] for i in range(min(len(outgoing), BUFFERS_PER_SEND))]
+            try:
+                count = self._sock.sendmsg(batch)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                # Reported from the loop, so that no turn finds its own connection gone under it.
+                self._loop.call_soon(self._lost, f"sending failed: {error.strerror}")
+                return
+            self._sent(count)
+        if outgoing and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._writable)
+
+    def _sent(self, count: int) -> None:
+        outgoing = self._outgoing
+        self.unsent_bytes -= count
+        self.sent_bytes += count
+        while outgoing:
+            data, hold = outgoing[0]
+            size = len(data)
+            if count < size:
+                if count:
+                    outgoing[0] = (memoryview(data)[count:], hold)
+                return
+            count -= size
+            outgoing.popleft()
+            if hold is not None:
+                hold.release()
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._fd)
+        self._writing = False
+        self._send()
+
+    def _lost(self, reason: str) -> None:
+        if not self.closed:
+            self.close()
+            self._on_lost(self, reason)
+
+
+def _tune(sock: socket.socket, peer_timeout_s: float) -> None:
+    sock.setblocking(False)
+    # A socket that is no TCP one (a test's pair) has none of these.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(peer_timeout_s * 1000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
