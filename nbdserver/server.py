@@ -1,0 +1,314 @@
+"""The front: accepts clients, negotiates with them, and hands their sockets on.
+
+Owns listening sockets, the deadline and the caps of the handshake. After agreement the raw,
+non-blocking socket and every byte received beyond the handshake go to `on_agreed`, which may serve
+them here or pass them to another process; the front has then forgotten the client, and
+`client_gone()` tells it that the place is free. No stream object ever buffers a client's bytes.
+
+While `Lookup.find` has not answered, the deadline stands still: an export may be held for as long
+as its owner likes, and a client that hangs up meanwhile cancels the question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from nbdserver.errors import ClientError
+from nbdserver.export import ExportInfo, Refusal
+from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, HandshakeLimits, ListAsked
+from nbdserver.listening import (
+    UNIX_SOCKET_MODE,
+    client_address,
+    listen_on_tcp,
+    listen_on_unix,
+    prepare_client_socket,
+)
+from nbdserver.protocol import Option, Reply
+
+log = logging.getLogger("nbdserver")
+
+RECEIVE_BYTES = 16 << 10
+ACCEPT_RETRY_S = 0.5  # after the process ran out of descriptors or memory
+
+T = TypeVar("T")
+OnAgreed = Callable[[socket.socket, ExportInfo, bytes, str], None]
+
+
+class Lookup(Protocol):
+    """Who knows the exports. Both methods may be cancelled when the client goes away."""
+
+    async def find(self, name: str) -> ExportInfo | Refusal:
+        """The export called `name` ("" is the default one), now or when it may be served."""
+
+    async def list(self) -> Sequence[tuple[str, str]]:
+        """(name, description) of every export that a client may see."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """How many clients may be in which phase. Held ones wait for `Lookup.find`."""
+
+    handshakes: int = 128
+    held: int = 256
+    clients: int = 1024
+    handshake: HandshakeLimits = field(default_factory=HandshakeLimits)
+
+
+@dataclass(slots=True)
+class ServerCounters:
+    """What happened since the start."""
+
+    accepted: int = 0
+    agreed: int = 0
+    ended: int = 0  # left or were refused, by the rules
+    dropped: int = 0  # broke a rule
+    timed_out: int = 0
+    over_limit: int = 0
+
+
+class ClientLeft(Exception):
+    """The client closed its connection during the handshake."""
+
+
+class Server:
+    """Listens, negotiates, hands on. All methods belong to the thread of the running loop."""
+
+    def __init__(
+        self, lookup: Lookup, on_agreed: OnAgreed, limits: ServerLimits | None = None
+    ) -> None:
+        self.counters = ServerCounters()
+        self.handshakes = 0
+        self.held = 0
+        self.clients = 0
+        self.addresses: list[str] = []
+        self._lookup = lookup
+        self._on_agreed = on_agreed
+        self._limits = limits or ServerLimits()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: list[socket.socket] = []
+        self._unix_paths: list[tuple[Path, int]] = []
+
+    def listen_unix(self, path: Path, mode: int = UNIX_SOCKET_MODE) -> None:
+        """Accept clients on a Unix socket. Raises ListenError."""
+        sock = listen_on_unix(path, mode)
+        self._unix_paths.append((path, path.stat().st_ino))
+        self.addresses.append(str(path))
+        self.adopt(sock)
+
+    def listen_tcp(self, host: str, port: int) -> int:
+        """Accept clients on every address of `host`; returns the port. Raises ListenError."""
+        sockets = listen_on_tcp(host, port)
+        bound_port: int = sockets[0].getsockname()[1]
+        self.addresses.append(f"{host}:{bound_port}")
+        for sock in sockets:
+            self.adopt(sock)
+        return bound_port
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Accept clients on a socket that listens already, and close it at `stop()`."""
+        sock.setblocking(False)
+        self._sockets.append(sock)
+        self._start(self._accept(sock))
+
+    def client_gone(self) -> None:
+        """A socket that was handed to `on_agreed` is closed."""
+        self.clients -= 1
+
+    async def stop(self) -> None:
+        """Stop listening and drop whoever is still negotiating; sockets handed on live on."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+        for path, inode in self._unix_paths:
+            # Somebody may have replaced the file by his own socket meanwhile.
+            if path.exists() and path.stat().st_ino == inode:
+                path.unlink()
+        self._unix_paths.clear()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Our own bug, or the lookup's: it cost one client, and it must be seen.
+            task.get_loop().call_exception_handler(
+                {"message": "NBD negotiation failed", "exception": error, "task": task}
+            )
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listening)
+            except ConnectionError:
+                continue  # That client was gone before it was accepted.
+            except OSError as error:
+                log.error("cannot accept a client: %s", error.strerror)
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            self.counters.accepted += 1
+            if self.handshakes - self.held >= self._limits.handshakes:
+                self.counters.over_limit += 1
+                log.warning("%s: closed: too many handshakes at once", client_address(sock))
+                sock.close()
+                continue
+            prepare_client_socket(sock)
+            # Counted here and not in the task, so that a burst of clients cannot pass the limit.
+            self.handshakes += 1
+            self._start(self._negotiate(sock))
+
+    async def _negotiate(self, sock: socket.socket) -> None:
+        peer_name = client_address(sock)
+        agreed: Agreed | None = None
+        try:
+            agreed = await _Negotiation(self, sock, peer_name).run()
+        except TimeoutError:
+            self.counters.timed_out += 1
+            log.warning("%s: dropped: the handshake took too long", peer_name)
+        except ClientError as error:
+            self.counters.dropped += 1
+            log.warning("%s: dropped: %s", peer_name, error)
+        except (ClientLeft, OSError) as error:
+            self.counters.ended += 1
+            log.debug("%s: left during the handshake: %s", peer_name, error)
+        finally:
+            self.handshakes -= 1
+            if agreed is None:
+                sock.close()
+        if agreed is not None:
+            self.counters.agreed += 1
+            self.clients += 1
+            self._on_agreed(sock, agreed.export, agreed.leftover, peer_name)
+
+
+class _Negotiation:
+    """One client's handshake, driven over its socket."""
+
+    def __init__(self, server: Server, sock: socket.socket, peer_name: str) -> None:
+        self._server = server
+        self._limits = server._limits
+        self._sock = sock
+        self._peer_name = peer_name
+        self._loop = asyncio.get_running_loop()
+        self._handshake = Handshake(self._limits.handshake)
+        self._left_s = self._limits.handshake.deadline_s
+
+    async def run(self) -> Agreed | None:
+        """The agreement, or None if client and server parted by the rules.
+
+        Raises ClientError, ClientLeft, OSError of the socket, TimeoutError.
+        """
+        handshake = self._handshake
+        while True:
+            event = handshake.next_event()
+            if isinstance(event, ExportAsked):
+                await self._answer_export(event)
+            elif isinstance(event, ListAsked):
+                handshake.listed(await self._while_connected(self._server._lookup.list()))
+            await self._send()
+            if isinstance(event, Agreed):
+                return event
+            if isinstance(event, Ended):
+                self._server.counters.ended += 1
+                log.debug("%s: %s", self._peer_name, event.reason)
+                return None
+            if event is None:
+                await self._receive()
+
+    async def _answer_export(self, asked: ExportAsked) -> None:
+        server = self._server
+        if server.held >= self._limits.held:
+            server.counters.over_limit += 1
+            answer: ExportInfo | Refusal = Refusal(
+                Reply.ERR_POLICY, f"{server.held} clients are waiting already; try again later"
+            )
+        else:
+            answer = await self._while_connected(server._lookup.find(asked.name))
+        begins = asked.option is not Option.INFO
+        if begins and isinstance(answer, ExportInfo) and server.clients >= self._limits.clients:
+            server.counters.over_limit += 1
+            answer = Refusal(
+                Reply.ERR_POLICY, f"{server.clients} clients are connected, which is the limit"
+            )
+        if isinstance(answer, ExportInfo):
+            self._handshake.found(answer)
+        else:
+            log.info("%s: refused %s: %s", self._peer_name, ascii(asked.name), answer.message)
+            self._handshake.refuse(answer)
+
+    async def _while_connected(self, question: Coroutine[Any, Any, T]) -> T:
+        """The answer to `question`, unless the client leaves or misbehaves before it comes."""
+        task = self._loop.create_task(question)
+        trouble: list[Exception] = []
+
+        def on_readable() -> None:
+            try:
+                received = self._sock.recv(RECEIVE_BYTES)
+                if not received:
+                    raise ClientLeft("it hung up before its export was there")
+                self._handshake.receive_data(received)
+            except (BlockingIOError, InterruptedError):
+                return
+            except (ClientLeft, ClientError, OSError) as error:
+                trouble.append(error)
+                self._loop.remove_reader(self._sock.fileno())
+                task.cancel()
+
+        self._server.held += 1
+        self._loop.add_reader(self._sock.fileno(), on_readable)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if trouble:
+                raise trouble[0] from None
+            raise
+        finally:
+            self._server.held -= 1
+            self._loop.remove_reader(self._sock.fileno())
+            task.cancel()
+
+    async def _receive(self) -> None:
+        readable = self._loop.create_future()
+
+        def on_readable() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        # The loop's own sock_recv may lose what it received when it is cancelled by a deadline.
+        self._loop.add_reader(self._sock.fileno(), on_readable)
+        try:
+            await self._in_time(readable)
+        finally:
+            self._loop.remove_reader(self._sock.fileno())
+        try:
+            received = self._sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not received:
+            raise ClientLeft("it closed the connection")
+        self._handshake.receive_data(received)
+
+    async def _send(self) -> None:
+        outgoing = self._handshake.data_to_send()
+        if outgoing:
+            await self._in_time(self._loop.sock_sendall(self._sock, outgoing))
+
+    async def _in_time(self, step: asyncio.Future[None] | Coroutine[Any, Any, None]) -> None:
+        """Wait for the client, on its own time."""
+        begun_s = self._loop.time()
+        async with asyncio.timeout(self._left_s):
+            await step
+        self._left_s -= self._loop.time() - begun_s
