@@ -1,0 +1,133 @@
+"""Prometheus metrics over what the volumes said last; a scrape asks nobody and delays nobody.
+
+Owns the names (prefix `repl_`, base units, states as 0/1 sets with few labels) and the small HTTP
+server for `GET /metrics` on `[node] metrics`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from repl.control.schema import Backend, JsonObject
+
+ROLES: Final = ("primary", "secondary")
+DISK_STATES: Final = (
+    "diskless",
+    "failed",
+    "inconsistent",
+    "outdated",
+    "consistent",
+    "up-to-date",
+)
+CONNECTION_STATES: Final = ("disconnected", "connecting", "connected", "split-brain", "refused")
+CLOSE_TIMEOUT_S: Final = 1.0
+
+
+class VolumeCollector(Collector):
+    """Turns the last known status into metric families, anew for every scrape."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def collect(self) -> Iterable[Metric]:
+        status = self._backend.last_status()
+        build = GaugeMetricFamily("repl_build_info", "Always 1.", labels=["version"])
+        build.add_metric([status["version"]], 1)
+        yield build
+        volumes: list[JsonObject] = status["volumes"]
+        yield _states(
+            "repl_volume_role", "Role of the volume on this node.", "role", ROLES, volumes
+        )
+        yield _states(
+            "repl_volume_disk_state",
+            "State of this node's copy.",
+            "disk_state",
+            DISK_STATES,
+            volumes,
+        )
+        for name, text, key in (
+            ("repl_volume_size_bytes", "Size of the volume.", "size_bytes"),
+            ("repl_volume_serving", "1 while the export is served.", "serving"),
+            ("repl_volume_clients", "Attached NBD clients.", "clients"),
+        ):
+            family = GaugeMetricFamily(name, text, labels=["volume"])
+            for volume in volumes:
+                family.add_metric([volume["name"]], volume[key])
+            yield family
+        problem = GaugeMetricFamily(
+            "repl_volume_problem", "1 while the volume has a problem.", labels=["volume"]
+        )
+        for volume in volumes:
+            problem.add_metric([volume["name"]], volume.get("problem") is not None)
+        yield problem
+        yield from _peer_families(volumes)
+
+
+def _states(
+    name: str, text: str, label: str, states: Iterable[str], volumes: Iterable[JsonObject]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["volume", label])
+    for volume in volumes:
+        for state in states:
+            family.add_metric([volume["name"], state], volume[label] == state)
+    return family
+
+
+def _peer_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
+    connection = GaugeMetricFamily(
+        "repl_peer_connection_state",
+        "State of the connection to the peer.",
+        labels=["volume", "peer", "connection_state"],
+    )
+    out_of_sync = GaugeMetricFamily(
+        "repl_peer_out_of_sync_bytes",
+        "Bytes that the peer's copy lacks, as far as this node knows.",
+        labels=["volume", "peer"],
+    )
+    for volume in volumes:
+        for peer in volume["peers"]:
+            labels = [volume["name"], peer["name"]]
+            out_of_sync.add_metric(labels, peer["out_of_sync_bytes"])
+            for state in CONNECTION_STATES:
+                connection.add_metric([*labels, state], peer["connection_state"] == state)
+    yield connection
+    yield out_of_sync
+
+
+class MetricsServer:
+    """Serves `GET /metrics` on a listening TCP socket, from `start` to `close`."""
+
+    def __init__(self, sock: socket.socket, backend: Backend) -> None:
+        self._sock = sock
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(VolumeCollector(backend))
+        application = web.Application()
+        application.add_routes([web.get("/metrics", self._metrics)])
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        assert self._runner.server is not None, "a runner that is set up has a server"
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._runner.server, sock=self._sock)
+
+    async def close(self) -> None:
+        """Close the server. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+        await self._runner.cleanup()
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )

@@ -1,0 +1,89 @@
+"""Carrying out a peer's frames on the backing, in their order: writes, zeroes, digest comparisons.
+
+All of it happens inside the turn, straight into the page cache, so that one cumulative
+acknowledgement at the turn's end covers it. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+from repl.core.outbox import ApplyJob
+from repl.core.session import FLAG_PUNCH
+from repl.core.volume import Volume
+from repl.core.wire import DIGEST_BYTES, Type
+from repl.store.backing import Backing
+
+
+class Applier:
+    """Applies `ApplyJob`s; a disk error goes to `failed` and stops the batch."""
+
+    def __init__(self, volume: Volume, backing: Backing, failed: Callable[[str], None]) -> None:
+        self._volume = volume
+        self._backing = backing
+        self._failed = failed
+        self._block_bytes = 1 << volume.maps.remaining.block_shift
+
+    def apply(self, jobs: list[ApplyJob]) -> None:
+        """Carry out a turn's jobs in order."""
+        index = 0
+        try:
+            while index < len(jobs):
+                index = self._apply_run(jobs, index)
+        except OSError as error:
+            self._failed(f"write for {jobs[0][0]}: {error}")
+
+    def _apply_run(self, jobs: list[ApplyJob], index: int) -> int:
+        """Apply one job, or several adjacent writes at once; return the index behind them."""
+        peer, kind, seq, offset, length, flags, payload = jobs[index]
+        volume = self._volume
+        if kind in (Type.WRITE, Type.RESYNC_WRITE):
+            buffers = [payload]
+            end = offset + length
+            last = index + 1
+            while last < len(jobs) and len(buffers) < 256:
+                _, next_kind, _, next_offset, next_length, _, next_payload = jobs[last]
+                if next_offset != end or next_kind not in (Type.WRITE, Type.RESYNC_WRITE):
+                    break
+                buffers.append(next_payload)
+                end += next_length
+                last += 1
+            self._backing.pwritev(buffers, offset)  # type: ignore[arg-type]
+            for job in jobs[index:last]:
+                volume.applied(job[0], job[2])
+            return last
+        if kind == Type.DIGEST:
+            different = self._compare(offset, length, payload)
+            volume.compared(peer, seq, offset, length, different)
+            return index + 1
+        if flags & FLAG_PUNCH:
+            self._backing.punch(offset, length)
+        else:
+            self._backing.zero(offset, length)
+        volume.applied(peer, seq)
+        return index + 1
+
+    def _compare(self, offset: int, length: int, digests: object) -> bytes:
+        """Return one bit per block: set where this copy's digest is not the source's."""
+        buffer = bytearray(length)
+        self._backing.preadv([buffer], offset)
+        mine = digests_of(buffer, self._block_bytes)
+        theirs = bytes(digests)  # type: ignore[call-overload]
+        blocks = len(mine) // DIGEST_BYTES
+        number = 0
+        if mine != theirs:
+            for block in range(blocks):
+                start = block * DIGEST_BYTES
+                if mine[start : start + DIGEST_BYTES] != theirs[start : start + DIGEST_BYTES]:
+                    number |= 1 << block
+        return number.to_bytes((blocks + 7) >> 3, "little")
+
+
+def digests_of(data: bytearray, block_bytes: int) -> bytes:
+    """Return the 16-byte BLAKE2b digests of consecutive blocks (the last may be short)."""
+    view = memoryview(data)
+    return b"".join(
+        blake2b(view[start : start + block_bytes], digest_size=DIGEST_BYTES).digest()
+        for start in range(0, len(data), block_bytes)
+    )

@@ -1,0 +1,155 @@
+"""NBD negotiation: which volume a client gets, when, or why not; then its worker has the socket.
+
+Owns the answers to GO, INFO, EXPORT_NAME and LIST. The haggling itself is `nbdserver`'s. It must
+never answer an export of which the worker does not say that it is served, and never turn a restart
+into an error: a client is refused for what an operator must change (it is secondary here), and
+otherwise held until the worker has decided, or disconnected, upon which it connects again.
+
+| The volume | GO |
+|---|---|
+| is served | granted |
+| waits to resume its role after a restart | held |
+| has a worker that is being restarted or hangs | held up to `WORKER_WAIT_S`, then disconnected |
+| is secondary, or cannot be opened | refused with the reason; held by when_secondary = "hold" |
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from nbdserver.export import ExportInfo, Refusal
+from nbdserver.handshake import HandshakeLimits
+from nbdserver.protocol import Reply
+from nbdserver.server import Server, ServerLimits
+from repl.node.listeners import Listener
+from repl.node.logs import logger
+from repl.node.volume_status import VolumeObject
+from repl.node.worker_process import WorkerProcess
+
+#: For a worker that is not running to come back, before its client is disconnected.
+WORKER_WAIT_S: Final = 10.0
+#: A held client is looked at again this often even if nothing is heard of its volume.
+HOLD_LOOK_S: Final = 5.0
+#: What a client sends ahead of the answer goes to the worker within one message, as base64.
+LEFTOVER_BYTES_MAX: Final = 64 << 10
+
+
+class NbdFront:
+    """Negotiates on the given listeners, from `start` to `close`."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        node_name: str,
+        workers: Mapping[str, WorkerProcess],
+        *,
+        hold_secondary: bool,
+    ) -> None:
+        self._listeners = listeners
+        self._node_name = node_name
+        self._workers = workers
+        self._hold_secondary = hold_secondary
+        self._server = Server(
+            self,
+            self._agreed,
+            ServerLimits(handshake=HandshakeLimits(waiting_bytes=LEFTOVER_BYTES_MAX)),
+        )
+        self._log = logger("nbd")
+
+    def start(self) -> None:
+        """Accept clients."""
+        for listener in self._listeners:
+            self._server.adopt(listener.sock)
+
+    async def close(self) -> None:
+        """Stop accepting, disconnect whoever still negotiates. Clients of workers live on."""
+        await self._server.stop()
+
+    # What `nbdserver.server.Lookup` asks.
+
+    async def find(self, name: str) -> ExportInfo | Refusal:
+        """Return the export or the refusal, once it is known which. Raises TimeoutError."""
+        worker = self._worker(name)
+        if worker is None:
+            return Refusal(
+                Reply.ERR_UNKNOWN, f"{self._node_name} has no volume {name or 'as its default'}"
+            )
+        waits_left_s = WORKER_WAIT_S
+        while True:
+            if worker.answers:
+                waits_left_s = WORKER_WAIT_S
+                answer = self._answer(worker)
+                if answer is not None:
+                    return answer
+                await worker.changed(HOLD_LOOK_S)
+            else:
+                if waits_left_s <= 0:
+                    raise TimeoutError(f"the worker of {worker.name} is not up")
+                waits_left_s -= await worker.changed(waits_left_s)
+
+    async def list(self) -> Sequence[tuple[str, str]]:
+        """Return each volume's name and what a person wants to know before choosing it."""
+        return [
+            (name, self._description(worker.last_volume()))
+            for name, worker in self._workers.items()
+        ]
+
+    def _worker(self, name: str) -> WorkerProcess | None:
+        if not name and len(self._workers) == 1:
+            return next(iter(self._workers.values()))
+        return self._workers.get(name)
+
+    def _answer(self, worker: WorkerProcess) -> ExportInfo | Refusal | None:
+        """Decide by the last status; None means that the client is held."""
+        volume = worker.last_volume()
+        export = volume["export"]
+        if export["serving"]:
+            return ExportInfo(
+                name=worker.name,
+                size_bytes=volume["size_bytes"],
+                read_only=bool(export.get("read_only", False)),
+                can_multi_conn=bool(export.get("can_multi_conn", False)),
+                description=self._description(volume),
+            )
+        if export.get("pending") or self._hold_secondary:
+            return None
+        return Refusal(Reply.ERR_POLICY, self._description(volume))
+
+    def _description(self, volume: VolumeObject) -> str:
+        """Say in one line what the volume is here, and where else to look."""
+        name, export, problem = volume["name"], volume["export"], volume["problem"]
+        if problem is not None:
+            return f"{name} is not available on {self._node_name}: {problem['what']}"
+        if export["serving"]:
+            return f"{name} is primary on {self._node_name}"
+        if export.get("pending"):
+            return f"{name} is about to resume its role on {self._node_name}: {export['reason']}"
+        primary = export["primary"]
+        if primary is None or primary == self._node_name:
+            return f"{name} is {volume['role']} on {self._node_name}; {export['reason']}"
+        return f"{name} is {volume['role']} on {self._node_name}; its primary is {primary}"
+
+    # After agreement.
+
+    def _agreed(
+        self, sock: socket.socket, export: ExportInfo, leftover: bytes, client: str
+    ) -> None:
+        # From here on the worker counts and limits its clients.
+        self._server.client_gone()
+        message = {
+            "kind": "client",
+            "peer_name": client,
+            "leftover": base64.b64encode(leftover).decode(),
+            "export": dataclasses.asdict(export),
+        }
+        with sock:
+            if not self._workers[export.name].pass_socket(message, sock):
+                self._log.warning(
+                    "Disconnected a client: the worker takes none at the moment.",
+                    volume=export.name,
+                    client=client,
+                )

@@ -1,0 +1,466 @@
+"""One volume inside its worker: store, core, engine, dialer and clients, from opening to closing.
+
+Carries out what operators ask and says what the volume is. A volume that cannot be opened stays
+here too, with its problem, so that status shows it and `adopt` can mend it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbdserver.connection import Connection
+from nbdserver.export import ExportInfo
+from repl.core.promotion import PromoteRequest
+from repl.core.snapshot import volume_snapshot
+from repl.core.verdict import Verdict
+from repl.core.volume import Timeouts, Volume
+from repl.errors import Refused, ReplError
+from repl.link.connection import Frame, PeerConnection
+from repl.link.dialer import Dialer
+from repl.link.preamble import Preamble
+from repl.node.engine import Engine
+from repl.store.open import Store, adopt_store, open_store
+
+#: Refusals that pass by themselves are asked again for this long before they are given out.
+TRANSIENT_WAIT_S = 5.0
+TRANSIENT_STEP_S = 0.1
+TRANSIENT_CODES = frozenset({"PROMOTE_HANDSHAKE", "PROMOTE_SETTLING", "VOLUME_BUSY"})
+#: A clean stop hands over within this time, or without.
+LEAVE_TIMEOUT_S = 6.0
+BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
+
+Settings = dict[str, Any]
+
+
+class ServedVolume:
+    """The volume that a worker process exists for."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        *,
+        on_change: Callable[[], None],
+        on_event: Callable[[str, str], None],
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._on_change = on_change
+        self._on_event = on_event
+        self._on_fatal = on_fatal
+        self.name: str = settings["volume"]["name"]
+        self._node: str = settings["node"]
+        self._peer: dict[str, Any] | None = settings["peer"]
+        self._store: Store | None = None
+        self._engine: Engine | None = None
+        self._dialer: Dialer | None = None
+        self._problem: ReplError | None = None
+        self._peer_enabled = True
+        self._link_failure = ""
+        self._link_said = ""
+        self._stopping = False
+
+    # Opening and closing.
+
+    def open(self) -> None:
+        """Open the store and start the engine, or keep the problem."""
+        volume = self._settings["volume"]
+        try:
+            store = open_store(
+                self._settings["state_dir"],
+                self.name,
+                volume["size_bytes"],
+                volume["backing"],
+                self._peer_names(),
+                random_id,
+            )
+        except ReplError as problem:
+            self._problem = problem
+            self._on_event("error", f"{problem.what}: {problem.why}")
+            self._on_change()
+            return
+        self._serve(store)
+
+    def _peer_names(self) -> tuple[str, ...]:
+        return (self._peer["name"],) if self._peer is not None else ()
+
+    def _serve(self, store: Store) -> None:
+        self._problem = None
+        self._store = store
+        for report in store.reports:
+            self._on_event("warning", report)
+        # Only configured peers take part; records of others stay in the facts.
+        for name in set(store.maps.dirty) - set(self._peer_names()):
+            del store.maps.dirty[name]
+        timeouts = self._settings["timeouts"]
+        core = Volume(
+            self.name,
+            self._node,
+            store.facts,
+            store.maps,
+            boot_id=boot_id(),
+            random_id=random_id,
+            now_s=time.monotonic(),
+            wall_clock_s=int(time.time()),
+            timeouts=Timeouts(
+                peer_timeout_s=timeouts["peer_timeout_s"],
+                reconnect_grace_s=timeouts["reconnect_grace_s"],
+                ping_interval_s=timeouts["ping_interval_s"],
+            ),
+        )
+        self._engine = Engine(
+            self._loop,
+            core,
+            store,
+            on_note=self._on_event,
+            on_change=self._on_change,
+            on_lost=self._peer_lost,
+            on_fatal=self._on_fatal,
+        )
+        self._engine.start()
+        self._start_link()
+        self._on_change()
+
+    async def stop(self) -> None:
+        """A clean stop: hand over, sync, say in the metadata that the close was clean."""
+        self._stopping = True
+        if self._dialer is not None:
+            self._dialer.stop()
+        engine = self._engine
+        if engine is None:
+            return
+        left: asyncio.Future[Verdict] = self._loop.create_future()
+        engine.leave(lambda verdict: _settle(left, verdict))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(left, LEAVE_TIMEOUT_S)
+        engine.abandon_clients()
+        for name in self._peer_names():
+            engine.drop_peer(name, "this node is stopping")
+        closed: asyncio.Future[None] = self._loop.create_future()
+        engine.last_commit(lambda: _settle(closed, None))
+        await closed
+        self._close_engine()
+
+    def _close_engine(self) -> None:
+        if self._dialer is not None:
+            self._dialer.stop()
+            self._dialer = None
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    # The link to the peer.
+
+    @property
+    def _dials(self) -> bool:
+        return self._peer is not None and self._node < str(self._peer["name"])
+
+    def _start_link(self) -> None:
+        if self._peer is None or not self._dials:
+            return
+        timeouts = self._settings["timeouts"]
+        self._dialer = Dialer(
+            self._loop,
+            Preamble(self.name, self._node, self._peer["name"]),
+            [_host_port(address) for address in self._peer["addresses"]],
+            self._dialled,
+            self._dial_failed,
+            connect_timeout_s=timeouts["connect_timeout_s"],
+            backoff_max_s=timeouts["reconnect_backoff_max_s"],
+        )
+        if self._peer_enabled:
+            self._dialer.start()
+
+    def _dialled(self, sock: socket.socket) -> None:
+        self._link_failure = ""
+        self._attach_peer(sock)
+
+    def _dial_failed(self, reason: str) -> None:
+        self._link_failure = reason
+        if reason != self._link_said:
+            # Said once, not at every attempt of an endless series.
+            self._link_said = reason
+            self._on_event("info", reason)
+
+    def take_peer(self, sock: socket.socket) -> None:
+        """An accepted peer connection whose preamble was checked by the supervisor."""
+        if self._engine is None or not self._peer_enabled or self._stopping or self._dials:
+            sock.close()
+            return
+        self._attach_peer(sock)
+
+    def _attach_peer(self, sock: socket.socket) -> None:
+        assert self._peer is not None and self._engine is not None
+        self._link_said = ""
+        engine, name = self._engine, str(self._peer["name"])
+
+        def on_frames(peer: PeerConnection, frames: list[Frame]) -> None:
+            engine.frames_received(name, peer, frames)
+            if self._dialer is not None and engine.volume.sessions[name].settled:
+                self._dialer.established()
+
+        peer = PeerConnection(
+            self._loop,
+            sock,
+            on_frames,
+            lambda peer, reason: engine.peer_lost(name, peer, reason),
+            self._settings["timeouts"]["peer_timeout_s"],
+        )
+        engine.add_peer(name, peer)
+        self._on_change()
+
+    def _peer_lost(self, _name: str, reason: str) -> None:
+        self._link_failure = reason
+        if self._dialer is not None and self._peer_enabled and not self._stopping:
+            self._dialer.lost()
+        self._on_change()
+
+    # Clients.
+
+    def take_client(
+        self, sock: socket.socket, export: ExportInfo, leftover: bytes, peer_name: str
+    ) -> None:
+        """An NBD client that was negotiated for this volume."""
+        if self._engine is None or self._stopping:
+            sock.close()
+            return
+        connection = Connection(
+            self._loop, sock, export, self._engine, leftover, peer_name=peer_name
+        )
+        self._engine.add_client(connection)
+
+    # Operators.
+
+    async def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a verb; raise `ReplError` with the refusal."""
+        if verb == "status":
+            return self.status()
+        if verb == "adopt":
+            return await self._adopt(discard=bool(args.get("discard")))
+        engine = self._engine
+        if engine is None:
+            assert self._problem is not None
+            raise self._problem
+        if verb == "promote":
+            return await self._promote(engine, args)
+        if verb == "demote":
+            return await self._demote(engine, drop_clients=bool(args.get("drop_clients")))
+        if verb in ("connect", "disconnect"):
+            return self._switch_link(engine, enabled=verb == "connect")
+        assert verb == "metadata-dump", verb
+        return self._dump()
+
+    async def _promote(self, engine: Engine, args: dict[str, Any]) -> dict[str, Any]:
+        request = PromoteRequest(
+            peer_dead=args.get("peer_dead") or "",
+            lose_data=bool(args.get("lose_data")),
+            accept_half_copied=bool(args.get("accept_half_copied")),
+        )
+        deadline_s = time.monotonic() + TRANSIENT_WAIT_S
+        while True:
+            verdict = await self._ask(lambda answer: engine.promote(request, answer))
+            if verdict or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(TRANSIENT_STEP_S)
+        if not verdict:
+            raise _refusal(f"Cannot promote {self.name} on {self._node}", verdict)
+        return {"reason": verdict.reason, "volume": self.status()}
+
+    async def _demote(self, engine: Engine, *, drop_clients: bool) -> dict[str, Any]:
+        names = engine.client_names
+        if names and not drop_clients and engine.volume.is_primary:
+            raise Refused(
+                f"Cannot demote {self.name} on {self._node}: {len(names)} client(s) hold it.",
+                f"attached: {', '.join(names[:8])}",
+                f"detach them, or: replctl demote {self.name} --drop-clients",
+                code="DEMOTE_CLIENTS",
+            )
+        verdict = await self._ask(lambda answer: engine.demote(drop_clients, answer))
+        if not verdict:
+            raise _refusal(f"Cannot demote {self.name} on {self._node}", verdict)
+        return {"reason": verdict.reason, "volume": self.status()}
+
+    async def _ask(self, ask: Callable[[Callable[[Verdict], None]], None]) -> Verdict:
+        answered: asyncio.Future[Verdict] = self._loop.create_future()
+        ask(lambda verdict: _settle(answered, verdict))
+        return await answered
+
+    def _switch_link(self, engine: Engine, *, enabled: bool) -> dict[str, Any]:
+        self._peer_enabled = enabled
+        if not enabled:
+            if self._dialer is not None:
+                self._dialer.stop()
+            for name in self._peer_names():
+                engine.drop_peer(name, "an operator disconnected it")
+        elif self._dialer is not None and not self._connected(engine):
+            self._dialer.start()
+        return {"volume": self.status()}
+
+    def _connected(self, engine: Engine) -> bool:
+        return any(session.connected for session in engine.volume.sessions.values())
+
+    async def _adopt(self, *, discard: bool) -> dict[str, Any]:
+        engine = self._engine
+        if engine is not None and engine.volume.is_primary and discard:
+            raise Refused(
+                f"Cannot discard the copy of {self.name} on {self._node}: it is primary.",
+                "a primary's copy is the one in use",
+                f"replctl demote {self.name}",
+                code="ADOPT_PRIMARY",
+            )
+        if discard or engine is None:
+            self._reopen(discard=discard)
+            engine = self._engine
+        assert engine is not None
+        if not discard:
+            verdict = await self._ask(engine.adopt)
+            if not verdict:
+                raise _refusal(f"Cannot adopt {self.name} on {self._node}", verdict)
+        return {"volume": self.status()}
+
+    def _reopen(self, *, discard: bool) -> None:
+        self._close_engine()
+        volume = self._settings["volume"]
+        try:
+            store = adopt_store(
+                self._settings["state_dir"],
+                self.name,
+                volume["size_bytes"],
+                volume["backing"],
+                self._peer_names(),
+                random_id,
+                discard=discard,
+            )
+        except ReplError:
+            # Nothing was changed: go on as before, whatever that was.
+            self.open()
+            raise
+        self._serve(store)
+
+    def _dump(self) -> dict[str, Any]:
+        from repl.store.dump import dump_json, dump_text
+
+        state_dir = self._settings["state_dir"]
+        return {
+            "text": dump_text(state_dir, self.name),
+            "metadata": dump_json(state_dir, self.name),
+        }
+
+    # Status.
+
+    def status(self) -> dict[str, Any]:
+        """The volume's object of design §11, with added fields."""
+        if self._engine is None:
+            return self._problem_status()
+        core = self._engine.volume
+        snapshot = volume_snapshot(core)
+        primary = self._node if core.is_primary else None
+        for peer in snapshot["peers"]:
+            if peer["role"] == "primary":
+                primary = peer["name"]
+            if peer["connection_state"] == "disconnected":
+                peer["last_failure"] = self._link_failure
+                peer["enabled"] = self._peer_enabled
+                if self._peer_enabled and self._dials:
+                    peer["connection_state"] = "connecting"
+        return snapshot | {
+            "clients": len(self._engine.client_names),
+            "client_names": self._engine.client_names[:32],
+            "export": {
+                "serving": core.serving and not self._stopping,
+                "pending": core.roles.resume_pending,
+                "reason": snapshot["why"] or f"{self.name} is {core.role_text} on {self._node}",
+                "primary": primary,
+                "read_only": False,
+                # All connections of a volume meet in this one process and its one backing.
+                "can_multi_conn": True,
+            },
+            "problem": None,
+            "worker_pid": os.getpid(),
+            "slow_turns": self._engine.slow_turns,
+        }
+
+    def _problem_status(self) -> dict[str, Any]:
+        problem = self._problem
+        volume = self._settings["volume"]
+        what = problem.what if problem is not None else "the volume is being opened"
+        return {
+            "name": self.name,
+            "size_bytes": volume["size_bytes"],
+            "role": "secondary",
+            "disk_state": "diskless",
+            "generation": {"counter": 0, "id": ""},
+            "serving": False,
+            "clients": 0,
+            "client_names": [],
+            "promotable": {
+                "ok": False,
+                "reason": what,
+                "next": problem.next_step if problem is not None else "",
+                "code": problem.code if problem is not None else "",
+            },
+            "peers": [
+                {
+                    "name": name,
+                    "connection_state": "disconnected",
+                    "disk_state": "unknown",
+                    "replication_state": "off",
+                    "role": "unknown",
+                    "out_of_sync_bytes": 0,
+                    "resync": None,
+                }
+                for name in self._peer_names()
+            ],
+            "export": {
+                "serving": False,
+                "pending": False,
+                "reason": what,
+                "primary": None,
+                "read_only": False,
+            },
+            "problem": problem.to_json() if problem is not None else None,
+            "worker_pid": os.getpid(),
+            "why": problem.why if problem is not None else "",
+            "next": problem.next_step if problem is not None else "",
+        }
+
+
+def random_id() -> int:
+    """A random number from 1 to 2**63 - 1."""
+    return secrets.randbits(63) or 1
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot; empty when it cannot be told."""
+    try:
+        return Path(BOOT_ID_PATH).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _refusal(what: str, verdict: Verdict) -> Refused:
+    return Refused(
+        f"{what}: {verdict.reason}.", verdict.reason, verdict.next_step, code=verdict.code
+    )
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
