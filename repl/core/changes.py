@@ -121,7 +121,9 @@ class Changes:
         elif here[0] and session.durable_seq >= wanted:
             self._step = None
             assert not volume.maps.dirty[session.name].count, "G5: a peer joins with an empty map"
-            members = tuple(sorted({*volume.facts.generation.members, session.node_id}))
+            # From the sessions, not from the old set: ids of replaced disks are retired here.
+            staying = {member.node_id for member in volume.member_sessions()}
+            members = tuple(sorted({volume.facts.node_id, session.node_id, *staying}))
             self._extend(members, volume.facts.generation.primary, Origin.JOINED, "", False)
             volume.offer(session.name)
             volume.commits.request(lambda: self._join_stored(session), with_maps=True)

@@ -1,8 +1,8 @@
 """One TCP connection to a peer: frames in and out, without copies on the way.
 
-Received payloads are slices of a large buffer that is replaced when somebody still holds slices of
-it; sent payloads stay where they are until the kernel has taken them. One receive and one send per
-wake-up, whatever they hold. A broken frame raises `PeerError` in the caller's turn; a broken socket
+Received payloads are slices of a large buffer; while somebody needs them (`keep_received`) it is
+filled up and then replaced, never overwritten. Sent payloads stay where they are until the kernel
+has taken them. One receive and one send per wake-up, whatever they hold. A broken frame raises `PeerError` in the caller's turn; a broken socket
 calls `on_lost` once. Knows nothing of what frames mean.
 """
 
@@ -56,6 +56,7 @@ class PeerConnection:
         self._end = 0
         self._outgoing: deque[tuple[bytes | memoryview, Hold | None]] = deque()
         self._writing = False
+        self._kept = False
         self.closed = False
         #: Bytes queued and not yet taken by the kernel.
         self.unsent_bytes = 0
@@ -82,12 +83,8 @@ class PeerConnection:
             self._send()
 
     def keep_received(self) -> None:
-        """Somebody keeps slices of what was received: go on in a buffer of its own."""
-        rest = self._buffer[self._start : self._end]
-        fresh = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-        fresh[: len(rest)] = rest
-        self._buffer = fresh
-        self._start, self._end = 0, len(rest)
+        """Slices of what was received are still needed: overwrite nothing after this turn."""
+        self._kept = True
 
     def close(self) -> None:
         """Close now; `on_lost` is not called for what this side does itself."""
@@ -126,6 +123,7 @@ class PeerConnection:
             self._lost(f"a broken frame: {error}")
             return
         if frames:
+            self._kept = False
             self._on_frames(self, frames)
         if not self.closed:
             self._make_room()
@@ -146,10 +144,14 @@ class PeerConnection:
         return frames
 
     def _make_room(self) -> None:
-        if self._start == self._end:
+        if self._start == self._end and not self._kept:
             self._start = self._end = 0
         elif RECEIVE_BUFFER_BYTES - self._start < _FRAME_BYTES_MAX:
             rest = bytes(self._buffer[self._start : self._end])
+            if self._kept:
+                # Whoever holds slices keeps the old buffer alive; it is theirs now.
+                self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+                self._kept = False
             self._buffer[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
 
