@@ -1,7 +1,8 @@
 """`replctl wait VOL --for STATE`: return when it is so, or say why it is not.
 
 The daemon is asked again and again. One that stops answering is given some time, because a restart
-of the daemon is no reason to give up; one that does not answer at first is an error at once.
+of the daemon is no reason to give up; one that does not answer at first may be just starting and is
+given a moment.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ POLL_INTERVAL_S = 0.25
 PROGRESS_INTERVAL_S = 3.0
 """Between two plain progress lines, where a line cannot be redrawn."""
 UNREACHABLE_GRACE_S = 15.0
+STARTING_GRACE_S = 3.0
 REQUEST_TIMEOUT_MIN_S = 0.5
 
 
@@ -90,9 +92,12 @@ def _wait(
         try:
             volume = read_volume(session.client.volume(name, request_timeout_s))
         except DaemonUnreachable as failure:
-            if answer is None or time.monotonic() - last_contact_s > UNREACHABLE_GRACE_S:
+            grace_s = STARTING_GRACE_S if answer is None else UNREACHABLE_GRACE_S
+            past_deadline = deadline_s is not None and time.monotonic() >= deadline_s
+            if past_deadline or time.monotonic() - last_contact_s > grace_s:
                 raise
-            answer = Answer(False, failure.what, failure.next_step)
+            unreachable = Answer(False, failure.what, failure.next_step)
+            answer = answer and unreachable
         else:
             last_contact_s = time.monotonic()
             answer = judge(volume, state)
@@ -103,8 +108,8 @@ def _wait(
         if deadline_s is not None and now_s >= deadline_s:
             raise TimedOut(
                 f"{name} is not {state} after {units.format_duration(timeout_s or 0.0)}.",
-                answer.why,
-                answer.next_step or f"replctl status {name}",
+                answer.why if answer else "",
+                (answer.next_step if answer else "") or f"replctl status {name}",
             )
         time.sleep(
             POLL_INTERVAL_S if deadline_s is None else min(POLL_INTERVAL_S, deadline_s - now_s)

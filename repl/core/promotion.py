@@ -37,9 +37,9 @@ class Evidence:
 
 def judge(volume: Volume, request: PromoteRequest) -> Evidence:
     """Decide whether the copy may be served and whether no other primary can be at work."""
-    bar = _barred(volume) or (
-        _lost_data_bar(volume, request) if request.lose_data else _copy_bar(volume)
-    )
+    bar = _barred(volume)
+    if bar is None:
+        bar = _lost_data_bar(volume, request) if request.lose_data else _copy_bar(volume)
     if bar is not None:
         return Evidence(bar)
     if request.lose_data:

@@ -42,6 +42,7 @@ class Roles:
         self._step: Callable[[], None] | None = None
         self._number = 0
         self._asked: Session | None = None
+        self._ask_number = 0
         self._granted: Callable[[], None] | None = None
         #: The peer to whose promotion this node agreed, until its generation comes.
         self._agreed: Session | None = None
@@ -65,7 +66,7 @@ class Roles:
             volume.answer(number, granted("this node is primary already"))
             return
         evidence = judge(volume, request)
-        if not evidence.verdict:
+        if not evidence.verdict.ok:
             volume.answer(number, evidence.verdict)
             return
         self._number = number
@@ -82,14 +83,20 @@ class Roles:
     def _ask(self, session: Session, *, resume: bool) -> None:
         self.task = Task.ASKING
         self._asked = session
+        self._ask_number += 1
         generation = self._volume.commits.stored.generation.id
-        session.send_control(Type.PROMOTE_ASK, {"generation": generation, "resume": resume})
+        session.send_control(
+            Type.PROMOTE_ASK,
+            {"number": self._ask_number, "generation": generation, "resume": resume},
+        )
 
     def on_ask(self, session: Session, fields: Fields) -> None:
         """The peer wants to be primary: agree only if this node cannot be (design §8)."""
+        number = fields.number("number")
         refusal = self._objection(session, fields.number("generation"))
         if refusal:
-            session.send_control(Type.PROMOTE_ANSWER, {"agree": False, "reason": refusal})
+            no = {"number": number, "agree": False, "reason": refusal}
+            session.send_control(Type.PROMOTE_ANSWER, no)
             return
         volume = self._volume
         if self.task is Task.ASKING:
@@ -98,7 +105,7 @@ class Roles:
         self.resume_pending = False
         if volume.facts.is_primary:
             volume.change_facts(is_primary=False)
-        yes = {"agree": True, "reason": ""}
+        yes = {"number": number, "agree": True, "reason": ""}
         volume.commits.when_stored(volume.facts, lambda: self._send_answer(session, yes))
 
     def _send_answer(self, session: Session, body: dict[str, Any]) -> None:
@@ -123,10 +130,11 @@ class Roles:
     def on_answer(self, session: Session, fields: Fields) -> None:
         """The peer agreed or said why not."""
         agree, reason = fields.flag("agree"), fields.text("reason")
-        if self.task is not Task.ASKING or self._asked is not session:
-            if self.task is None and self._agreed is session:
-                return  # answered a request that this node has withdrawn in the peer's favour
+        number = fields.number("number")
+        if not 0 < number <= self._ask_number:
             raise PeerError("PROMOTE_ANSWER: nothing was asked")
+        if self.task is not Task.ASKING or number != self._ask_number:
+            return  # this node has withdrawn the question meanwhile, in the peer's favour
         if not agree:
             self._refuse_own(reason)
             return
@@ -241,6 +249,8 @@ class Roles:
     def _stepped_down(self, then: Callable[[], None]) -> None:
         volume = self._volume
         volume.become_secondary()
+        # Nobody whose request came after the drain gets an answer here; nothing of it happened.
+        volume.outbox.abandon_clients = True
         volume.writes.drop_held()
         volume.thaw("demoting")
         then()
@@ -337,7 +347,8 @@ class Roles:
     def _left(self) -> None:
         number, self._number = self._number, 0
         self._step = None
-        self._volume.answer(number, granted("left"))
+        if number:
+            self._volume.answer(number, granted("left"))
 
     def on_leave(self, session: Session) -> None:
         """The peer stops: it has stored that it will not be promoted without contact."""

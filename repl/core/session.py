@@ -47,6 +47,8 @@ class Session:
         #: Payload bytes of copies and digests sent since the start, without mirrored writes.
         self.resync_sent_bytes = 0
         self.decision: Decision | None = None
+        #: Why the peer refused the last connection; empty once it says hello.
+        self.refusal = ""
         #: Acknowledgements that wait for this member while it is away or being settled.
         self.orphans: list[Write] = []
         self._orphan_barriers: list[Barrier] = []
@@ -185,6 +187,7 @@ class Session:
         """The peer's facts arrived."""
         if self.phase is not Phase.GREETING or self.their_hello is not None:
             raise PeerError("HELLO: not expected now")
+        self.refusal = ""
         self.their_hello = hellos.from_json(body)
         if self.their_hello.volume != self.volume.name:
             raise PeerError(f"HELLO: it is about the volume {self.their_hello.volume!r}")
@@ -197,7 +200,10 @@ class Session:
         if replace(self._build_hello(), has_dirt=mine.has_dirt) != mine:
             self.drop("this side's facts changed during the handshake")
             return
-        decision = self.decision = decide(mine, theirs)
+        decision = decide(mine, theirs)
+        if self._retires_member(decision):
+            return
+        self.decision = decision
         self._decided = True
         volume = self.volume
         volume.note("info", f"handshake with {self.name}: {decision.rule}: {decision.sentence}")
@@ -206,6 +212,21 @@ class Session:
             token = self._record_contact(theirs)
         body = {"action": decision.action.value, "rule": decision.rule, "token": token}
         volume.commits.when_stored(volume.facts, lambda: self._send_decision(mine, body))
+
+    def _retires_member(self, decision: Decision) -> bool:
+        """Go on without a member whose copy was replaced, before the new copy is met (G4).
+
+        A new disk under a configured name shows a new node id; the old id can never answer again.
+        """
+        volume = self.volume
+        assert self.their_hello is not None
+        replaced = self.is_member and self.node_id != self.their_hello.node_id
+        if not replaced or not volume.is_primary or decision.action is Action.REFUSE:
+            return False
+        if not volume.changes.busy:
+            permit = f"{self.name} shows a new copy in place of the one that was a member"
+            volume.changes.lose([self], permit, answered=self.needed_since_s is not None)
+        return True
 
     def _record_contact(self, theirs: Hello) -> int:
         """Note whom we met; void releases; return the token that this side offers, or 0."""

@@ -59,6 +59,8 @@ def _promotable(volume: Volume) -> Verdict:
 
 def connection_state(session: Session) -> ConnectionState:
     """The public connection state of a peer."""
+    if session.phase in (Phase.DOWN, Phase.GREETING) and session.refusal:
+        return ConnectionState.REFUSED
     if session.phase is Phase.DOWN:
         return ConnectionState.DISCONNECTED
     return _CONNECTION.get(session.phase, ConnectionState.CONNECTED)
@@ -117,6 +119,9 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
             f"replace the disk, then: replctl volume adopt {name} --discard",
         )
     for session in volume.sessions.values():
+        if connection_state(session) is ConnectionState.REFUSED and session.refusal:
+            why = f"{session.name} refuses the connection: {session.refusal}"
+            return why, f"compare the configurations of {volume.node} and {session.name}"
         decision = session.decision
         if session.phase in (Phase.REFUSED, Phase.SPLIT_BRAIN, Phase.IDLE) and decision is not None:
             return decision.sentence, decision.next_step

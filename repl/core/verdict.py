@@ -17,9 +17,6 @@ class Verdict:
     next_step: str = ""
     code: str = ""
 
-    def __bool__(self) -> bool:
-        return self.ok
-
 
 def granted(reason: str) -> Verdict:
     """Return a yes with its reason."""

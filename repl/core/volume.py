@@ -162,15 +162,27 @@ class Volume:
 
     def client_write(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
         """A write, trim or zeroing inside the volume, its payload complete."""
+        if self._refuse_client(op):
+            return
         self.writes.write(op, kind, offset, length, fua)
 
     def client_flush(self, op: Op) -> None:
         """A flush: all that was answered before must be durable on every member."""
-        self.writes.flush(op)
+        if not self._refuse_client(op):
+            self.writes.flush(op)
 
     def client_read(self, op: Op) -> None:
         """A read; it comes back under `Outbox.reads` when it may be done."""
-        self.writes.read(op)
+        if not self._refuse_client(op):
+            self.writes.read(op)
+
+    def _refuse_client(self, op: Op) -> bool:
+        """A request where nothing is served: silence and a closed connection, never an error."""
+        if self.serving:
+            return False
+        self.outbox.abandon_clients = True
+        self.outbox.forget.append(op)
+        return True
 
     def disk_done(self, op: Op) -> None:
         """The write of this op is in the local backing."""
@@ -323,7 +335,8 @@ class Volume:
             }
             self.outbox.changed = True
         elif kind is Type.GOODBYE:
-            session.drop(f"the peer refused: {fields.text('sentence')}")
+            session.refusal = fields.text("sentence")
+            session.drop(f"{session.name} refused: {session.refusal}")
 
     # Operators.
 

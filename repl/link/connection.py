@@ -2,8 +2,8 @@
 
 Received payloads are slices of a large buffer; while somebody needs them (`keep_received`) it is
 filled up and then replaced, never overwritten. Sent payloads stay where they are until the kernel
-has taken them. One receive and one send per wake-up, whatever they hold. A broken frame raises `PeerError` in the caller's turn; a broken socket
-calls `on_lost` once. Knows nothing of what frames mean.
+has taken them. One receive and one send per wake-up, whatever they hold. A broken frame or socket
+calls `on_lost` once, with the reason. Knows nothing of what frames mean.
 """
 
 from __future__ import annotations

@@ -271,10 +271,10 @@ class ServedVolume:
         deadline_s = time.monotonic() + TRANSIENT_WAIT_S
         while True:
             verdict = await self._ask(lambda answer: engine.promote(request, answer))
-            if verdict or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
+            if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
                 break
             await asyncio.sleep(TRANSIENT_STEP_S)
-        if not verdict:
+        if not verdict.ok:
             raise _refusal(f"Cannot promote {self.name} on {self._node}", verdict)
         return {"reason": verdict.reason, "volume": self.status()}
 
@@ -288,7 +288,7 @@ class ServedVolume:
                 code="DEMOTE_CLIENTS",
             )
         verdict = await self._ask(lambda answer: engine.demote(drop_clients, answer))
-        if not verdict:
+        if not verdict.ok:
             raise _refusal(f"Cannot demote {self.name} on {self._node}", verdict)
         return {"reason": verdict.reason, "volume": self.status()}
 
@@ -326,7 +326,7 @@ class ServedVolume:
         assert engine is not None
         if not discard:
             verdict = await self._ask(engine.adopt)
-            if not verdict:
+            if not verdict.ok:
                 raise _refusal(f"Cannot adopt {self.name} on {self._node}", verdict)
         return {"volume": self.status()}
 

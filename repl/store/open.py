@@ -83,6 +83,8 @@ def open_store(
         file = metafile.open_locked(request.metadata_path, name)
         if file is None:
             if os.path.lexists(backing_path):
+                # What is no backing at all is not offered for adoption.
+                Backing.open(backing_path, name).close()
                 raise refusals.unknown_backing(name, backing_path)
             file = _create_metadata(request, _creating_stamp(request), known_zeroes=True)
         undo.callback(file.close)

@@ -53,6 +53,12 @@ def test_first_chunk_is_to_be_had_when_the_budget_is_spent() -> None:
     assert taken(pool) is first
 
 
+def test_allowance_comes_back_with_a_chunk_that_is_not_kept() -> None:
+    pool = a_pool(limit=0, spare=0)
+    for _ in range(3):
+        taken(pool).release()
+
+
 def test_large_chunk_is_charged_for_what_exceeds_the_allowance() -> None:
     pool = a_pool()
     chunk = taken(pool, 32 * MIB)

@@ -350,6 +350,21 @@ def test_finish_answers_what_was_received_and_closes(run: Run) -> None:
     run(scenario())
 
 
+def test_finish_at_the_request_limit_still_answers_what_is_buffered(run: Run) -> None:
+    async def scenario() -> None:
+        served = Served(ConnectionLimits(requests_in_flight=3))
+        await served.client.send(b"".join(write(i, b"x", cookie=i) for i in range(20)))
+        await served.held(3)
+        served.connection.finish()
+        served.backend.answers_at_once = True
+        served.backend.answer()
+        assert len(await served.client.read_to_end()) == 20 * 16
+        await served.closed()
+        served.assert_ended_once()
+
+    run(scenario())
+
+
 def test_abandon_is_silence_and_idle_comes_with_the_last_answer(run: Run) -> None:
     async def scenario() -> None:
         served = Served()

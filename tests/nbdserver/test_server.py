@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -201,10 +202,9 @@ def test_flood_of_a_held_client_ends_only_that_client(run: Run, tmp_path: Path) 
         patient = await front.client(FIXED_NEWSTYLE_NO_ZEROES + go(b"vol"))
         flooding = await front.client(FIXED_NEWSTYLE_NO_ZEROES + go(b"vol"))
         await eventually(lambda: front.server.held == 2, "both are held")
-        try:
+        # It may be dropped while it is still sending.
+        with contextlib.suppress(ConnectionError):
             await flooding.send(bytes(1 << 20))
-        except ConnectionError:
-            pass  # Dropped while it was still sending.
         await eventually(lambda: front.server.counters.dropped == 1, "the flood is dropped")
         front.lookup.released.set()
         await eventually(lambda: len(front.agreed) == 1, "the other one is served")
@@ -299,7 +299,12 @@ def test_a_thousand_quick_connections_leave_nothing_behind(run: Run, tmp_path: P
             client = await front.client(FIXED_NEWSTYLE_NO_ZEROES[: number % 5])
             client.close()
             if number % 50 == 49:
-                await eventually(lambda: front.server.handshakes < 50, "the server keeps up")
+                # More than the backlog would make the test wait for its own server.
+                due = number + 1
+                await eventually(
+                    lambda due=due: front.server.counters.accepted == due,  # type: ignore[misc]
+                    "the server keeps up",
+                )
         await eventually(lambda: front.server.handshakes == 0, "all are gone")
         last = await front.client(FIXED_NEWSTYLE_NO_ZEROES + option(Option.ABORT))
         replies = option_replies((await last.read_to_end())[GREETING_BYTES:])

@@ -97,6 +97,9 @@ class RawClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.sock.close()
 
     def send(self, data: bytes) -> None:
