@@ -99,11 +99,8 @@ def _copy_bar(volume: Volume) -> Verdict | None:
                 f"choose the copy to keep; on the other node: "
                 f"replctl volume adopt {name} --discard",
             )
-        if session.is_member and session.phase in (
-            Phase.SOURCE_STARTING,
-            Phase.SOURCE,
-            Phase.JOINING,
-        ):
+        settling = session.is_member and session.phase in (Phase.SOURCE_STARTING, Phase.SOURCE)
+        if settling or session.phase is Phase.JOINING:
             return refused("PROMOTE_SETTLING", f"{session.name} is being settled from here", wait)
     if facts.inconsistent:
         return refused("PROMOTE_INCONSISTENT", "this copy is half copied", wait)

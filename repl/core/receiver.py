@@ -202,6 +202,10 @@ class Receiver:
             self._start(Fields("START", _object(payload)))
         elif kind is Type.GENERATION:
             self._generation_announced(Fields("GENERATION", _object(payload)))
+        elif kind is Type.PROMOTE_ASK:
+            self._volume.roles.on_ask(session, Fields("PROMOTE_ASK", _object(payload)))
+        elif kind is Type.LEAVE:
+            self._volume.roles.on_leave(session)
         elif kind is Type.SETTLED:
             if session.phase is not Phase.TARGET:
                 raise PeerError("SETTLED: no settle is going on")

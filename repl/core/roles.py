@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from repl.core import lineage
+from repl.core.facts import Facts
 from repl.core.lineage import Origin
 from repl.core.promotion import PromoteRequest, judge
 from repl.core.states import Phase
@@ -41,6 +42,8 @@ class Roles:
         self.task: Task | None = None
         self._step: Callable[[], None] | None = None
         self._number = 0
+        #: A clean stop that waits for the procedure under way.
+        self._leave_number = 0
         self._asked: Session | None = None
         self._ask_number = 0
         self._granted: Callable[[], None] | None = None
@@ -56,6 +59,9 @@ class Roles:
         """Take the step that waits for something, if it has come."""
         if self._step is not None:
             self._step()
+        if self._leave_number and self.task is None:
+            number, self._leave_number = self._leave_number, 0
+            self.leave(number)
 
     # Promotion.
 
@@ -134,7 +140,10 @@ class Roles:
         if not 0 < number <= self._ask_number:
             raise PeerError("PROMOTE_ANSWER: nothing was asked")
         if self.task is not Task.ASKING or number != self._ask_number:
-            return  # this node has withdrawn the question meanwhile, in the peer's favour
+            # This node has withdrawn the question meanwhile, in the peer's favour.
+            if agree:
+                session.drop("it agreed to a question that was withdrawn")
+            return
         if not agree:
             self._refuse_own(reason)
             return
@@ -149,13 +158,15 @@ class Roles:
             self._volume.answer(number, refused("PROMOTE_PEER_REFUSED", reason, next_step))
 
     def _go(self, origin: Origin, permit: str) -> None:
-        if self._volume.changes.busy:
+        volume = self._volume
+        joining = any(session.phase is Phase.JOINING for session in volume.sessions.values())
+        if volume.changes.busy or joining:
             self._step = lambda: self._go(origin, permit)
             self.task = Task.PROMOTING
             return
         self.task = Task.PROMOTING
         self._step = None
-        self._volume.changes.promote(origin, permit, self._promoted)
+        volume.changes.promote(origin, permit, self._promoted)
 
     def _promoted(self) -> None:
         number, self._number = self._number, 0
@@ -205,7 +216,7 @@ class Roles:
     def demote(self, number: int, *, drop_clients: bool) -> None:
         """Drain, flush, let members confirm, then store that this node is primary no more."""
         volume = self._volume
-        if not volume.is_primary:
+        if not volume.is_primary and self.task is None:
             self.resume_pending = False
             if volume.facts.is_primary:
                 volume.change_facts(is_primary=False)
@@ -272,10 +283,9 @@ class Roles:
         volume.become_secondary()
         volume.change_facts(is_primary=False)
         self.resume_pending = False
-        volume.commits.request(lambda: self._drop_all(reason), with_maps=True)
-
-    def _drop_all(self, reason: str) -> None:
-        for session in self._volume.sessions.values():
+        volume.commits.request(with_maps=True)
+        for session in volume.sessions.values():
+            # Now, not after the commit: the next hello waits until all of this is stored.
             session.drop(reason)
 
     def give_up_fork(self, session: Session) -> None:
@@ -305,6 +315,9 @@ class Roles:
     def leave(self, number: int) -> None:
         """Hand over what can be handed over, so that the other side needs no vouching."""
         volume = self._volume
+        if self.task is not None:
+            self._leave_number = number
+            return
         self._number = number
         if volume.is_primary and not volume.failed:
             absent = [s for s in volume.member_sessions() if not s.connected]
@@ -318,7 +331,7 @@ class Roles:
     def _hand_over(self) -> None:
         volume = self._volume
         members = volume.established_members()
-        if not members or volume.failed:
+        if not members or volume.failed or volume.facts.holds_release:
             self._left()
             return
         session = members[0]
@@ -356,7 +369,9 @@ class Roles:
         if session.phase is not Phase.ESTABLISHED:
             raise PeerError("LEAVE: the copies are not established")
         if not volume.is_primary:
-            volume.change_facts(holds_release=True)
+            facts = volume.facts
+            if not facts.released or release_winner(facts, session.node_id) == facts.node_id:
+                volume.change_facts(holds_release=True)
             volume.commits.request(lambda: self._leave_stored(session))
         elif not volume.changes.busy:
             session.send(Type.LEAVE_STORED)
@@ -389,6 +404,16 @@ class Roles:
         self._step = None
         self._asked = None
         self._granted = None
+
+
+def release_winner(facts: Facts, peer_id: int) -> int:
+    """Return which of two nodes that leave at once holds the release: one of them, never both.
+
+    The last primary if it is one of the two, else the lower node id.
+    """
+    both = (facts.node_id, peer_id)
+    last_primary = facts.generation.primary
+    return last_primary if last_primary in both else min(both)
 
 
 def sole_survivor(volume: Volume) -> bool:

@@ -93,9 +93,16 @@ class Session:
 
     @property
     def is_member(self) -> bool:
-        """Whether the peer is in the current in-sync set."""
-        facts = self.volume.facts
-        return bool(facts.lineage) and self.node_id in facts.generation.members
+        """Whether the peer is in the in-sync set: the stored one, or the one being stored.
+
+        A peer that is being left out is waited for until the generation without it is durable, one
+        that joins from the moment its generation is made (G2, G4, G5).
+        """
+        volume, me = self.volume, self.node_id
+        return any(
+            facts.lineage and me in facts.generation.members
+            for facts in (volume.facts, volume.commits.stored)
+        )
 
     @property
     def mirroring(self) -> bool:
@@ -156,6 +163,8 @@ class Session:
         if self.orphans or self._orphan_barriers:
             self.need()
         self.receiver.ended()
+        if self.source is not None:
+            self.source.ended()
         self._reset()
         volume.note("info", f"connection to {self.name} ended ({was.value}): {reason}")
         volume.connection_ended(self, was)

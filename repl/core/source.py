@@ -19,6 +19,7 @@ from repl.core.handshake import Action
 from repl.core.outbox import MapName
 from repl.core.states import Phase
 from repl.core.wire import PAYLOAD_BYTES_MAX, Fields, PeerError, Type
+from repl.core.writes import Reservation
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -40,6 +41,8 @@ class _Chunk:
     reach: int
     compare: bool
     stale: bool = False
+    #: Keeps writes out while a block is read that was written again at every attempt.
+    reservation: Reservation | None = None
 
 
 class Source:
@@ -54,6 +57,8 @@ class Source:
         self._compare = BlockMap(blank.size_bytes, blank.block_shift, blank.page_bytes)
         self._dirty = self._volume.maps.dirty[session.name]
         self._chunks: dict[int, _Chunk] = {}
+        #: Reservations asked for and not given back, granted or not.
+        self._reserved: list[Reservation] = []
         #: Digest frames without an answer: number → (offset, length).
         self._asked: dict[int, tuple[int, int]] = {}
         #: Ranges equal at the target once it is durable up to the number.
@@ -61,6 +66,8 @@ class Source:
         #: Sent frames that are not acknowledged: (number, bytes of the window).
         self._window: deque[tuple[int, int]] = deque()
         self._window_bytes = 0
+        #: A chunk's length: shorter where writes keep making chunks stale, down to one block.
+        self._chunk_bytes = CHUNK_BYTES
         self._persist_bytes = 0
         self._working = False
         self._finishing = False
@@ -129,14 +136,19 @@ class Source:
             chunk = self._next_chunk(self._copy, False) or self._next_chunk(self._compare, True)
             if chunk is None:
                 break
-            number = self._volume.next_chunk()
-            self._chunks[number] = chunk
-            self._window_bytes += chunk.length
-            self._volume.outbox.copies.append(
-                (number, chunk.offset, chunk.length, chunk.compare, self._session.name)
-            )
-        if not (self._copy.count or self._compare.count or self._chunks or self._asked):
+            self._read(chunk)
+        if not (
+            self._copy.count or self._compare.count or self._chunks or self._asked or self._reserved
+        ):
             self._finish()
+
+    def _read(self, chunk: _Chunk) -> None:
+        number = self._volume.next_chunk()
+        self._chunks[number] = chunk
+        self._window_bytes += chunk.length
+        self._volume.outbox.copies.append(
+            (number, chunk.offset, chunk.length, chunk.compare, self._session.name)
+        )
 
     def _next_chunk(self, todo: BlockMap, compare: bool) -> _Chunk | None:
         shift = todo.block_shift
@@ -145,8 +157,8 @@ class Source:
             first, last = run
             start = first << shift
             reach = min(last << shift, todo.size_bytes)
-            end = min(start + CHUNK_BYTES, reach)
-            if self._volume.writes.spans.overlaps(start, end):
+            end = min(start + self._chunk_bytes, reach)
+            if self._volume.writes.applying(start, end):
                 # Someone writes there: look further on, come back when it is done.
                 position = (end + (1 << shift) - 1) >> shift
                 continue
@@ -168,9 +180,11 @@ class Source:
         chunk = self._chunks.pop(number, None)
         if chunk is None:
             return  # asked for on an earlier connection
+        if chunk.reservation is not None:
+            self._reserved.remove(chunk.reservation)
         if chunk.stale:
             self._window_bytes -= chunk.length
-            (self._compare if chunk.compare else self._copy).mark(chunk.offset, chunk.length)
+            self._again(chunk)
         elif hole_end:
             self._send_hole(chunk, min(hole_end, chunk.reach))
         elif chunk.compare:
@@ -184,7 +198,30 @@ class Source:
             )
             self._sent(seq, chunk.length, chunk.length)
             self._equal.append((seq, chunk.offset, chunk.length))
+        if chunk.reservation is not None:
+            self._volume.writes.release(chunk.reservation)
+        elif not chunk.stale:
+            self._chunk_bytes = min(CHUNK_BYTES, self._chunk_bytes * 2)
         self.advance()
+
+    def _again(self, chunk: _Chunk) -> None:
+        """A write made the chunk stale: try shorter ones, at last one block behind the writes."""
+        block_bytes = 1 << self._copy.block_shift
+        todo = self._compare if chunk.compare else self._copy
+        if chunk.length > block_bytes:
+            self._chunk_bytes = max(block_bytes, chunk.length // 4 // block_bytes * block_bytes)
+            todo.mark(chunk.offset, chunk.length)
+            return
+        retry = _Chunk(chunk.offset, chunk.length, chunk.offset + chunk.length, chunk.compare)
+        retry.reservation = Reservation(chunk.offset, chunk.length, lambda: self._read(retry))
+        self._reserved.append(retry.reservation)
+        self._volume.writes.reserve(retry.reservation)
+
+    def ended(self) -> None:
+        """The connection is gone: let all writes in again."""
+        reserved, self._reserved = self._reserved, []
+        for reservation in reserved:
+            self._volume.writes.release(reservation)
 
     def _send_hole(self, chunk: _Chunk, end: int) -> None:
         length = max(chunk.length, end - chunk.offset)

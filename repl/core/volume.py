@@ -41,8 +41,12 @@ _STREAM = frozenset(
         Type.SETTLED,
         Type.CLEAR_INTENTS,
         Type.START,
+        Type.PROMOTE_ASK,
+        Type.LEAVE,
     }
 )
+#: Those of them that carry a JSON object.
+_STREAM_OBJECTS = frozenset({Type.START, Type.GENERATION, Type.PROMOTE_ASK, Type.LEAVE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +180,16 @@ class Volume:
         if not self._refuse_client(op):
             self.writes.read(op)
 
+    def forget(self, op: Op) -> None:
+        """A request whose client will get no answer: its payload and place are given back."""
+        self.outbox.forget.append(op)
+
     def _refuse_client(self, op: Op) -> bool:
         """A request where nothing is served: silence and a closed connection, never an error."""
         if self.serving:
             return False
         self.outbox.abandon_clients = True
-        self.outbox.forget.append(op)
+        self.forget(op)
         return True
 
     def disk_done(self, op: Op) -> None:
@@ -282,7 +290,7 @@ class Volume:
         if kind is Type.ACK:
             session.on_ack(seq, offset)
         elif kind in _STREAM:
-            if kind is Type.START or kind is Type.GENERATION:
+            if kind in _STREAM_OBJECTS:
                 payload = decode_body(kind, payload)  # type: ignore[arg-type]
             session.receiver.frame((kind, seq, offset, length, generation, flags, payload))
         else:
@@ -322,12 +330,8 @@ class Volume:
                 raise PeerError("READY: nothing was started")
             session.source.ready(fields)
             self.roles.try_resume(session)
-        elif kind is Type.PROMOTE_ASK:
-            self.roles.on_ask(session, fields)
         elif kind is Type.PROMOTE_ANSWER:
             self.roles.on_answer(session, fields)
-        elif kind is Type.LEAVE:
-            self.roles.on_leave(session)
         elif kind is Type.STATUS:
             session.peer_status = {
                 "role": fields.text("role", 40),

@@ -37,6 +37,18 @@ class Write:
         self.launched = False
 
 
+class Reservation:
+    """A range that a resync keeps writes out of for a moment; it waits in line like a write."""
+
+    __slots__ = ("epoch", "granted", "length", "offset")
+
+    def __init__(self, offset: int, length: int, granted: Callable[[], None]) -> None:
+        self.offset = offset
+        self.length = length
+        self.granted = granted
+        self.epoch = -1
+
+
 class Barrier:
     """Waits until all completed writes are durable here and on every member."""
 
@@ -68,22 +80,41 @@ class ClientWrites:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.in_flight: dict[Op, Write] = {}
+        #: Launched, and not yet in the local backing.
+        self._applying: dict[Op, Write] = {}
         #: Numbers the writes of this process; intents remember the last one of each extent.
         self.number = 0
         self.spans = Spans()
         #: Requests that came while frozen, in their order: (method, arguments).
         self._held: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         #: Writes that overlap one in flight or an earlier one here.
-        self._blocked: list[Write] = []
+        self._blocked: list[Write | Reservation] = []
         self._unanswered: list[Op] = []
-        self._flushes = 0
+        self._flushes: dict[Op, None] = {}
         #: Grows when everything in flight is abandoned: late callbacks of before do nothing.
         self._epoch = 0
 
     @property
     def drained(self) -> bool:
         """Whether nothing is in flight; held requests do not count, nothing of them happened."""
-        return not (self.in_flight or self._blocked or self._unanswered or self._flushes)
+        waiting = any(isinstance(entry, Write) for entry in self._blocked)
+        return not (self.in_flight or waiting or self._unanswered or self._flushes)
+
+    def applying(self, start: int, end: int) -> bool:
+        """Whether a write into start..end is launched and not yet in the local backing."""
+        return any(
+            write.offset < end and start < write.offset + write.length
+            for write in self._applying.values()
+        )
+
+    @property
+    def launched_number(self) -> int:
+        """Every write with this number or a lower one has been launched (sent and written).
+
+        One that waits for an intent commit has touched its extents already: they stay marked.
+        """
+        waiting = [write.number for write in self.in_flight.values() if not write.launched]
+        return min(waiting) - 1 if waiting else self.number
 
     @property
     def pending(self) -> int:
@@ -97,9 +128,7 @@ class ClientWrites:
             self._held.append((self.write, (op, kind, offset, length, fua)))
             return
         write = Write(op, kind, offset, length, fua)
-        if self.spans.overlaps(offset, offset + length) or (
-            self._blocked and self._behind_blocked(write)
-        ):
+        if self._must_wait(write):
             self._blocked.append(write)
         else:
             self._admit(write)
@@ -134,21 +163,43 @@ class ClientWrites:
         volume = self._volume
         for session in volume.sessions.values():
             session.forget_waiters()
-        volume.outbox.forget += [op for op in self.in_flight if not self.in_flight[op].launched]
-        volume.outbox.forget += [write.op for write in self._blocked]
+        blocked = [entry.op for entry in self._blocked if isinstance(entry, Write)]
+        volume.outbox.forget += [*self.in_flight, *blocked, *self._unanswered, *self._flushes]
         self.drop_held()
         self.in_flight.clear()
+        self._applying.clear()
         self.spans = Spans()
         self._blocked.clear()
         self._unanswered.clear()
-        self._flushes = 0
+        self._flushes.clear()
         self._epoch += 1
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Keep writes out of a range: granted when those in flight there are done."""
+        if self._must_wait(reservation):
+            self._blocked.append(reservation)
+        else:
+            self._grant(reservation)
+
+    def release(self, reservation: Reservation) -> None:
+        """Let writes into the range again (or give up a reservation that was not granted yet)."""
+        if reservation in self._blocked:
+            self._blocked.remove(reservation)
+        elif reservation.epoch == self._epoch:
+            self.spans.remove(reservation.offset)
+        self._admit_blocked()
+
+    def _grant(self, reservation: Reservation) -> None:
+        self.spans.add(reservation.offset, reservation.offset + reservation.length)
+        reservation.epoch = self._epoch
+        reservation.granted()
 
     def disk_done(self, op: Op) -> None:
         """The write is in the local backing (not yet durable)."""
         write = self.in_flight.get(op)
         if write is None:
             return  # abandoned while the engine was writing it
+        self._applying.pop(op, None)
         self._volume.syncs.unsynced_bytes += write.length
         self.one_done(write)
 
@@ -166,11 +217,11 @@ class ClientWrites:
             session.require_durable(barrier)
         self._volume.syncs.request(barrier.local_done)
 
-    def _behind_blocked(self, write: Write) -> bool:
-        end = write.offset + write.length
-        return any(
-            other.offset < end and write.offset < other.offset + other.length
-            for other in self._blocked
+    def _must_wait(self, entry: Write | Reservation) -> bool:
+        """Whether it overlaps what is in flight, or what waits already and so comes first."""
+        start, end = entry.offset, entry.offset + entry.length
+        return self.spans.overlaps(start, end) or any(
+            other.offset < end and start < other.offset + other.length for other in self._blocked
         )
 
     def _admit(self, write: Write) -> None:
@@ -188,6 +239,7 @@ class ClientWrites:
     def _launch(self, write: Write) -> None:
         volume = self._volume
         write.launched = True
+        self._applying[write.op] = write
         write.waiting = 1
         for session in volume.sessions.values():
             session.replicate(write)
@@ -205,33 +257,36 @@ class ClientWrites:
 
     def _admit_blocked(self) -> None:
         waiting, self._blocked = self._blocked, []
-        for write in waiting:
-            if self.spans.overlaps(
-                write.offset, write.offset + write.length
-            ) or self._behind_blocked(write):
-                self._blocked.append(write)
+        for entry in waiting:
+            if self._must_wait(entry):
+                self._blocked.append(entry)
+            elif isinstance(entry, Write):
+                self._admit(entry)
             else:
-                self._admit(write)
+                self._grant(entry)
 
     def _flush(self, op: Op) -> None:
-        self._flushes += 1
+        self._flushes[op] = None
         epoch = self._epoch
         self.barrier(lambda: self._flushed(op, epoch))
 
     def _flushed(self, op: Op, epoch: int) -> None:
         if epoch == self._epoch:
-            self._flushes -= 1
+            del self._flushes[op]
             self._reply(op)
 
     def _reply(self, op: Op) -> None:
-        volume = self._volume
-        # `stored`, not the facts in memory: the mark is durable before the first reply (§5).
-        if volume.commits.stored.generation.answered:
-            volume.outbox.replies.append(op)
+        if self._may_answer():
+            self._volume.outbox.replies.append(op)
             return
         self._unanswered.append(op)
         if len(self._unanswered) == 1:
             self.mark_answered()
+
+    def _may_answer(self) -> bool:
+        """The present set, and its generation's mark, are durable before a reply (§5, G4)."""
+        stored = self._volume.commits.stored.generation
+        return stored.answered and stored.id == self._volume.facts.generation.id
 
     def mark_answered(self) -> None:
         """Make the current generation's mark durable, then send the replies that wait for it."""
@@ -241,7 +296,9 @@ class ClientWrites:
         self._volume.commits.request(self._answer)
 
     def _answer(self) -> None:
-        if not self._volume.commits.stored.generation.answered:
+        if not self._unanswered:
+            return
+        if not self._may_answer():
             # A new generation came in between; its own mark is needed.
             self.mark_answered()
             return

@@ -41,6 +41,8 @@ from repl.store.open import Store
 #: Above this, requests wait until the peer's socket has taken more.
 PEER_UNSENT_BYTES_MAX = 64 << 20
 TICK_S = 0.2
+#: Frames whose payload is exactly the range that they cover.
+_WITH_DATA = frozenset({Type.WRITE, Type.RESYNC_WRITE})
 #: Turns longer than this are counted and shown.
 SLOW_TURN_S = 0.1
 
@@ -222,6 +224,8 @@ class Engine:
         volume = self.volume
         try:
             for header, payload in frames:
+                if header.type in _WITH_DATA and header.length != header.payload_bytes:
+                    raise PeerError(f"{header.type.name}: its data is not as long as it says")
                 volume.peer_frame(
                     name,
                     header.type,
@@ -429,7 +433,7 @@ class Engine:
         try:
             cached = self._backing.preadv_cached(buffer, request.offset)
         except OSError as error:
-            self._disk_error(f"read: {error}")
+            self._read_failed(request, error)
             return
         if cached:
             connection.reply(request, data=buffer)
@@ -447,11 +451,16 @@ class Engine:
         assert connection is not None
         if error is not None:
             self._now()
-            self.volume.disk_failed(f"read: {error}")
+            self._read_failed(request, error)
             self.run()
             return
         connection.reply(request, data=buffer)
         connection.send_replies()
+
+    def _read_failed(self, request: Request, error: Exception) -> None:
+        # Silence, not an error: the client re-sends where the data can be read (design §7).
+        self._disk_error(f"read: {error}")
+        self.volume.forget(request)
 
     def _abandon(self, box: Outbox) -> None:
         if box.abandon_clients:
