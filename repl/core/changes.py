@@ -17,7 +17,7 @@ from repl.core.handshake import Action
 from repl.core.lineage import Generation, Origin, extend
 from repl.core.outbox import MapName
 from repl.core.states import Phase
-from repl.core.wire import Type
+from repl.core.wire import PeerError, Type
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -147,20 +147,25 @@ class Changes:
             "lineage": [hellos.generation_to_json(entry) for entry in facts.lineage],
         }
         session.confirmed = False
+        session.announced_since_s = self._volume.now
         session.send_control(Type.GENERATION, body)
 
     def confirmed(self, session: Session, generation_id: int) -> None:
         """The peer has stored the generation that was announced to it."""
         volume = self._volume
+        if session.phase not in (Phase.JOINING, Phase.ESTABLISHED):
+            raise PeerError("GENERATION_STORED: nothing was announced")
         if not volume.facts.lineage or generation_id != volume.facts.generation.id:
             return
         session.confirmed = True
+        session.announced_since_s = None
         volume.set_base(session.name, generation_id)
         if session.phase is Phase.JOINING:
             volume.intents.clear_suspects()
             volume.change_facts(cache_lost=False, outdated=False)
             volume.commits.empty(MapName.DIRTY, session.name)
             session.established()
+            session.clear_intents_there(session.durable_seq)
             volume.thaw("joining")
         volume.commits.request()
 
@@ -212,7 +217,11 @@ class Changes:
                 # What it leaves out gets this node's uncleared intents with the same commit.
                 volume.intents.mark_all_in(volume.maps.dirty[session.name])
         members = tuple(sorted({me, *(session.node_id for session in staying)}))
-        self._extend(members, me, origin, permit, False)
+        current = volume.facts.generation
+        unchanged = members == current.members == (me,) and current.primary == me
+        if origin is not Origin.PROMOTED or not unchanged:
+            # G1 the other way round: where nothing changes, a lone node's lineage does not grow.
+            self._extend(members, me, origin, permit, False)
         volume.change_facts(
             is_primary=True,
             outdated=False,

@@ -235,7 +235,11 @@ def _settle(mine: Hello, theirs: Hello) -> Decision:
             f"replctl volume adopt {mine.volume} --discard",
         )
     if mine.is_primary and theirs.is_primary:
-        return _refuse("two-primaries", "Both nodes claim to be primary of one generation.")
+        return _refuse(
+            "two-primaries",
+            "Both nodes claim to be primary of one generation.",
+            f"on the node whose clients can be closed: replctl demote {mine.volume} --drop-clients",
+        )
     action = Action.SETTLE_SOURCE if _is_settle_source(mine, theirs) else Action.SETTLE_TARGET
     if mine.has_dirt or theirs.has_dirt or mine.cache_lost or theirs.cache_lost:
         return Decision(

@@ -41,7 +41,9 @@ class Progress:
         first = max(self.first_bytes, remaining_bytes)
         watched = self._last_s - self._begun_s >= WATCHED_S_MIN
         eta_s = (
-            remaining_bytes / self.rate_bytes_per_s if self.rate_bytes_per_s and watched else None
+            remaining_bytes / self.rate_bytes_per_s
+            if self.rate_bytes_per_s >= 1 and watched
+            else None
         )
         return {
             "done_bytes": first - remaining_bytes,

@@ -121,7 +121,13 @@ def _copy_bar(volume: Volume) -> Verdict | None:
 
 
 def _vouched(volume: Volume, peer: str) -> Verdict:
-    session = volume.sessions[peer]
+    session = volume.sessions.get(peer)
+    if session is None:
+        return refused(
+            "NO_SUCH_PEER",
+            f"the volume has no peer {peer}",
+            f"name one of: {', '.join(volume.sessions)}",
+        )
     if session.connected:
         return refused(
             "PEER_IS_CONNECTED",

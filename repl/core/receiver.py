@@ -54,6 +54,7 @@ class Receiver:
         #: The source's map pages arrive here before START.
         self._whole = False
         self._alive = True
+        self._settling = False
 
     # Input.
 
@@ -163,6 +164,8 @@ class Receiver:
             raise PeerError(f"{kind.name}: {offset}+{length} is not inside the volume")
         if kind in _ZEROING:
             return
+        if kind in _WITH_PAYLOAD and _size(payload) != length:
+            raise PeerError(f"{kind.name}: the payload does not fit the range")
         if length > PAYLOAD_BYTES_MAX:
             raise PeerError(f"{kind.name}: {length} bytes are more than a frame may cover")
         if kind is Type.DIGEST:
@@ -185,7 +188,11 @@ class Receiver:
 
     def _release(self) -> None:
         self._held = False
-        self._process()
+        try:
+            self._process()
+        except PeerError as error:
+            # A commit's turn, not the frame's: nobody above knows which peer this is about.
+            self._session.broke_protocol(error)
 
     def _unnumbered(self, frame: Frame) -> None:
         kind, seq, _offset, _length, _generation, _flags, payload = frame
@@ -207,7 +214,7 @@ class Receiver:
         elif kind is Type.LEAVE:
             self._volume.roles.on_leave(session)
         elif kind is Type.SETTLED:
-            if session.phase is not Phase.TARGET:
+            if session.phase is not Phase.TARGET or not self._settling:
                 raise PeerError("SETTLED: no settle is going on")
             self._settled()
         else:
@@ -239,6 +246,7 @@ class Receiver:
         self._started = True
         self._generation_id = fields.number("generation")
         settle, self._whole = fields.flag("settle"), fields.flag("whole")
+        self._settling = settle
         remaining = volume.maps.remaining
         if self._whole:
             remaining.mark_all()

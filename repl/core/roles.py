@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from repl.core import lineage
 from repl.core.facts import Facts
@@ -42,6 +42,7 @@ class Roles:
         self.task: Task | None = None
         self._step: Callable[[], None] | None = None
         self._number = 0
+        self._reason = ""
         #: A clean stop that waits for the procedure under way.
         self._leave_number = 0
         self._asked: Session | None = None
@@ -77,6 +78,7 @@ class Roles:
             return
         self._number = number
         origin, permit = _origin(request), evidence.verdict.reason
+        self._reason = permit
         if request.lose_data:
             for session in volume.sessions.values():
                 session.drop("an operator promotes this copy as it is")
@@ -112,14 +114,13 @@ class Roles:
         if volume.facts.is_primary:
             volume.change_facts(is_primary=False)
         yes = {"number": number, "agree": True, "reason": ""}
-        volume.commits.when_stored(volume.facts, lambda: self._send_answer(session, yes))
-
-    def _send_answer(self, session: Session, body: dict[str, Any]) -> None:
-        if session.connected:
-            session.send_control(Type.PROMOTE_ANSWER, body)
+        agree = session.on_this_connection(lambda: session.send_control(Type.PROMOTE_ANSWER, yes))
+        volume.commits.when_stored(volume.facts, agree)
 
     def _objection(self, session: Session, generation_id: int) -> str:
         volume = self._volume
+        if not volume.commits.stored.lineage:
+            return f"{volume.node} holds no data yet"
         if volume.is_primary:
             return f"{volume.node} is primary; demote it first: replctl demote {volume.name}"
         if session.phase not in (Phase.ESTABLISHED, Phase.TARGET):
@@ -174,7 +175,7 @@ class Roles:
         self._end()
         self._volume.become_primary()
         if number:
-            self._volume.answer(number, granted(self._volume.facts.generation.permit))
+            self._volume.answer(number, granted(self._reason))
 
     def followed_generation(self, session: Session) -> None:
         """A connected primary's new generation is stored here."""
@@ -281,6 +282,7 @@ class Roles:
         volume.outbox.abandon_clients = True
         volume.writes.abandon()
         volume.become_secondary()
+        volume.thaw("demoting")
         volume.change_facts(is_primary=False)
         self.resume_pending = False
         volume.commits.request(with_maps=True)
@@ -295,7 +297,9 @@ class Roles:
         assert theirs is not None
         ancestor = lineage.common_ancestor(mine.lineage, theirs.lineage)
         assert ancestor is not None
-        assert not lineage.answered_since(mine.lineage, ancestor.id), "answered writes are kept"
+        if lineage.answered_since(mine.lineage, ancestor.id):
+            session.drop("a write was answered during the handshake: it begins anew")
+            return
         record = mine.peer(session.name)
         remaining = volume.maps.remaining
         remaining.merge(volume.maps.dirty[session.name])
@@ -324,6 +328,8 @@ class Roles:
             if absent and not volume.changes.busy:
                 volume.changes.lose(absent, "stopping: the absent peer is left out", answered=True)
             self._begin_demotion(Task.LEAVING, True, self._hand_over)
+        elif volume.failed:
+            self._left()
         else:
             self.task = Task.LEAVING
             volume.syncs.request(self._hand_over)
@@ -338,11 +344,8 @@ class Roles:
         behind_primary = session.peer_status.get("role") == "primary"
         volume.change_facts(released=True, is_primary=False, outdated=behind_primary)
         self._step = lambda: self._await_left(session)
-        volume.commits.request(lambda: self._send_leave(session))
-
-    def _send_leave(self, session: Session) -> None:
-        if session.connected:
-            session.send_control(Type.LEAVE, {})
+        leave = session.on_this_connection(lambda: session.send_control(Type.LEAVE, {}))
+        volume.commits.request(leave)
 
     def _await_left(self, session: Session) -> None:
         if not session.connected:
@@ -372,14 +375,11 @@ class Roles:
             facts = volume.facts
             if not facts.released or release_winner(facts, session.node_id) == facts.node_id:
                 volume.change_facts(holds_release=True)
-            volume.commits.request(lambda: self._leave_stored(session))
+            stored = session.on_this_connection(lambda: session.send(Type.LEAVE_STORED))
+            volume.commits.request(stored)
         elif not volume.changes.busy:
-            session.send(Type.LEAVE_STORED)
+            # The end of the connection is the answer: the other side has stored its part.
             volume.changes.lose([session], f"{session.name} left cleanly", answered=True)
-
-    def _leave_stored(self, session: Session) -> None:
-        if session.connected:
-            session.send(Type.LEAVE_STORED)
 
     # Shared.
 
@@ -389,6 +389,10 @@ class Roles:
             self._agreed = None
         if self.task is Task.ASKING and self._asked is session:
             self._refuse_own(f"the connection to {session.name} broke while it was asked")
+
+    def disk_failed(self) -> None:
+        """The local copy failed: whatever was under way will not end."""
+        self._fail_task("the local copy failed")
 
     def _fail_task(self, reason: str) -> None:
         number, self._number = self._number, 0

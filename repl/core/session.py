@@ -8,6 +8,7 @@ peer's own stream is `receiver.py`'s, copying towards it `source.py`'s.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ class Session:
         self.their_hello: Hello | None = None
         self._decided = False
         self._decision_sent = False
-        self._their_decision: Fields | None = None
+        self._their_decision: tuple[str, int] | None = None
         self.source: Source | None = None
         self.receiver = Receiver(self)
         self.progress = Progress()
@@ -78,6 +79,8 @@ class Session:
         self.last_sent_s = self.volume.now
         self.waiting_since_s: float | None = None
         self.sync_since_s: float | None = None
+        #: Since when a generation announced to the peer is not confirmed.
+        self.announced_since_s: float | None = None
 
     # What the rest of the core asks.
 
@@ -156,6 +159,9 @@ class Session:
         if was in (Phase.ESTABLISHED, Phase.JOINING):
             self.down_since_s = volume.now
         dirty = volume.maps.dirty[self.name]
+        # Frames that the engine was not given yet are discarded: they were not acknowledged.
+        outbox = volume.outbox
+        outbox.apply = [job for job in outbox.apply if job[0] != self.name]
         for _seq, offset, length in self._recent:
             dirty.mark(offset, length)
         self.orphans += [write for _seq, write in self._awaiting]
@@ -176,6 +182,21 @@ class Session:
         self.volume.outbox.send.pop(self.name, None)
         self.volume.outbox.drop.append((self.name, reason))
         self.down(reason)
+
+    def on_this_connection(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Wrap what is to be done later, so that it never happens on another connection."""
+        receiver = self.receiver
+
+        def guarded() -> None:
+            if self.receiver is receiver and self.connected:
+                act()
+
+        return guarded
+
+    def broke_protocol(self, error: PeerError) -> None:
+        """What the peer sent earlier turns out to be wrong: drop it, in whatever turn this is."""
+        self.volume.note("warning", f"{self.name} broke the protocol: {error}")
+        self.drop(f"it broke the protocol: {error}")
 
     # Handshake.
 
@@ -263,26 +284,28 @@ class Session:
             return
         self.send_control(Type.DECISION, body)
         self._decision_sent = True
-        self._try_act()
+        try:
+            self._try_act()
+        except PeerError as error:
+            self.broke_protocol(error)
 
     def on_decision(self, fields: Fields) -> None:
         """The peer's decision arrived; it must be the mirror image of this side's."""
         if self.phase is not Phase.GREETING or self._their_decision is not None:
             raise PeerError("DECISION: not expected now")
-        self._their_decision = fields
+        self._their_decision = fields.text("action"), fields.number("token")
         self._try_act()
 
     def _try_act(self) -> None:
         if not self._decision_sent or self._their_decision is None:
             return
         assert self.decision is not None and self.their_hello is not None
-        theirs = self._their_decision.text("action")
+        theirs, token = self._their_decision
         if MIRROR[self.decision.action].value != theirs:
             raise PeerError(
                 f"the two sides decided {self.decision.action.value} and {theirs}, "
                 "which do not fit together"
             )
-        token = self._their_decision.number("token")
         record = self.volume.facts.peer(self.name)
         if token and token not in record.tokens:
             tokens = (token, *record.tokens)[:TOKENS_KEPT]

@@ -71,6 +71,9 @@ class Source:
         self._persist_bytes = 0
         self._working = False
         self._finishing = False
+        self._here_durable = False
+        #: Number up to which the target must be durable before the end.
+        self._target_durable = 0
         self.total_bytes = 0
 
     # Start.
@@ -106,6 +109,8 @@ class Source:
         session, volume = self._session, self._volume
         their_hello = session.their_hello
         assert their_hello is not None
+        if fields.flag("whole") != (self.action is Action.FULL_SOURCE):
+            raise PeerError("READY: it does not answer what was started")
         volume.intents.mark_suspects_in(self._compare)
         if fields.flag("whole"):
             everything = self._copy if their_hello.known_zeroes else self._compare
@@ -163,6 +168,7 @@ class Source:
                 position = (end + (1 << shift) - 1) >> shift
                 continue
             todo.clear(start, end - start)
+            reach = self._volume.writes.applying_from(end, reach)
             return _Chunk(start, end - start, reach, compare)
         return None
 
@@ -329,3 +335,4 @@ class Source:
         if self._session.source is self and self._session.phase is Phase.JOINING:
             self._session.send(Type.SETTLED)
             self._session.established()
+            self._session.clear_intents_there(self._target_durable)

@@ -31,6 +31,10 @@ class Upkeep:
         self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
         self._checkpointing = False
 
+    def role_ended(self) -> None:
+        """A checkpoint under way may never be told its end."""
+        self._checkpointing = False
+
     def tick(self) -> None:
         """Do whatever is due at the volume's present time."""
         volume = self._volume
@@ -49,8 +53,12 @@ class Upkeep:
         silent = now - session.last_received_s
         unapplied = now - (session.waiting_since_s if session.waiting_since_s is not None else now)
         unsynced = now - (session.sync_since_s if session.sync_since_s is not None else now)
-        if silent > timeout or unapplied > timeout or unsynced > SYNC_PATIENCE * timeout:
-            session.drop(f"it did not answer for {max(silent, unapplied, unsynced):.1f} s")
+        told = session.announced_since_s
+        unconfirmed = now - told if told is not None else 0.0
+        patience = SYNC_PATIENCE * timeout
+        if silent > timeout or unapplied > timeout or unsynced > patience or unconfirmed > patience:
+            longest = max(silent, unapplied, unsynced, unconfirmed)
+            session.drop(f"it did not answer for {longest:.1f} s")
             return
         if now - session.last_sent_s >= timeouts.ping_interval_s:
             session.ping()

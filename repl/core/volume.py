@@ -220,6 +220,7 @@ class Volume:
             inconsistent=True, everything_suspect=True, is_primary=False, source_generation=0
         )
         self.roles.resume_pending = False
+        self.roles.disk_failed()
         self.outbox.abandon_clients = self.is_primary
         self.writes.abandon()
         self.is_primary = False
@@ -443,6 +444,7 @@ class Volume:
     def become_secondary(self) -> None:
         """The role itself, after or (by force) before it is stored."""
         self.is_primary = False
+        self.upkeep.role_ended()
         self.intents.connection_ended()
         self.note("info", f"{self.node} is secondary of {self.name}")
         self.send_status()

@@ -172,6 +172,11 @@ def decode_body(kind: Type, payload: bytes | memoryview) -> dict[str, Any]:
     return body
 
 
+def _writable(text: str) -> bool:
+    """Whether a text can go to a log: no half of a surrogate pair."""
+    return not any(0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
 class Fields:
     """Typed access to the fields of a control body; a missing or wrong one is the peer's error."""
 
@@ -198,7 +203,7 @@ class Fields:
     def text(self, name: str, longest: int = 500) -> str:
         """A string of at most `longest` characters."""
         value = self._body.get(name)
-        if not isinstance(value, str) or len(value) > longest:
+        if not isinstance(value, str) or len(value) > longest or not _writable(value):
             raise self._wrong(name, f"a text of at most {longest} characters")
         return value
 

@@ -91,6 +91,8 @@ class ClientWrites:
         self._blocked: list[Write | Reservation] = []
         self._unanswered: list[Op] = []
         self._flushes: dict[Op, None] = {}
+        #: Abandoned writes that the local disk still works on.
+        self._abandoned: set[Op] = set()
         #: Grows when everything in flight is abandoned: late callbacks of before do nothing.
         self._epoch = 0
 
@@ -105,6 +107,13 @@ class ClientWrites:
         return any(
             write.offset < end and start < write.offset + write.length
             for write in self._applying.values()
+        )
+
+    def applying_from(self, start: int, end: int) -> int:
+        """Where in start..end the first write begins that is not in the local backing, else end."""
+        return min(
+            (write.offset for write in self._applying.values() if start <= write.offset < end),
+            default=end,
         )
 
     @property
@@ -163,8 +172,11 @@ class ClientWrites:
         volume = self._volume
         for session in volume.sessions.values():
             session.forget_waiters()
+        # What the local disk still works on is let go of when that is done.
+        self._abandoned |= self._applying.keys()
+        elsewhere = [op for op in self.in_flight if op not in self._abandoned]
         blocked = [entry.op for entry in self._blocked if isinstance(entry, Write)]
-        volume.outbox.forget += [*self.in_flight, *blocked, *self._unanswered, *self._flushes]
+        volume.outbox.forget += [*elsewhere, *blocked, *self._unanswered, *self._flushes]
         self.drop_held()
         self.in_flight.clear()
         self._applying.clear()
@@ -198,7 +210,10 @@ class ClientWrites:
         """The write is in the local backing (not yet durable)."""
         write = self.in_flight.get(op)
         if write is None:
-            return  # abandoned while the engine was writing it
+            if op in self._abandoned:
+                self._abandoned.discard(op)
+                self._volume.forget(op)
+            return
         self._applying.pop(op, None)
         self._volume.syncs.unsynced_bytes += write.length
         self.one_done(write)

@@ -80,7 +80,9 @@ class Dialer:
 
     async def _connect(self, host: str, port: int) -> socket.socket:
         infos = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _name, address = infos[0]
+        # A name may have several addresses (::1 and 127.0.0.1): one each attempt, in turn.
+        turn = (self._attempts - 1) // len(self._addresses)
+        family, kind, protocol, _name, address = infos[turn % len(infos)]
         sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
         with contextlib.ExitStack() as undo:
             undo.callback(sock.close)

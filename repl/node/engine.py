@@ -41,8 +41,6 @@ from repl.store.open import Store
 #: Above this, requests wait until the peer's socket has taken more.
 PEER_UNSENT_BYTES_MAX = 64 << 20
 TICK_S = 0.2
-#: Frames whose payload is exactly the range that they cover.
-_WITH_DATA = frozenset({Type.WRITE, Type.RESYNC_WRITE})
 #: Turns longer than this are counted and shown.
 SLOW_TURN_S = 0.1
 
@@ -224,8 +222,6 @@ class Engine:
         volume = self.volume
         try:
             for header, payload in frames:
-                if header.type in _WITH_DATA and header.length != header.payload_bytes:
-                    raise PeerError(f"{header.type.name}: its data is not as long as it says")
                 volume.peer_frame(
                     name,
                     header.type,
@@ -237,8 +233,7 @@ class Engine:
                     payload,
                 )
         except PeerError as error:
-            volume.note("warning", f"{name} broke the protocol: {error}")
-            volume.sessions[name].drop(f"it broke the protocol: {error}")
+            volume.sessions[name].broke_protocol(error)
         self.run()
         if volume.sessions[name].receiver.backlog and not peer.closed:
             peer.keep_received()

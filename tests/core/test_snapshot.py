@@ -1,0 +1,147 @@
+"""Status as JSON: the public spellings, in every phase, and never a lie about the disk."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from repl.core.snapshot import volume_snapshot
+from repl.core.states import ConnectionState, DiskState, ReplicationState, Role
+from repl.errors import CODES
+from tests.core.every_phase import STAGES, at, behind_pair
+from tests.core.pair_of_cores import SIZE, Node, Pair, data, established_pair
+
+EXPECTED = {
+    "down": ("disconnected", "off"),
+    "greeting": ("connecting", "off"),
+    "greeting-decided": ("connecting", "off"),
+    "idle": ("connected", "off"),
+    "refused": ("refused", "off"),
+    "split-brain": ("split-brain", "off"),
+    "source-starting": ("connected", "sync-source"),
+    "source": ("connected", "sync-source"),
+    "joining": ("connected", "settling"),
+    "target-starting": ("connected", "sync-target"),
+    "target": ("connected", "sync-target"),
+    "settle-target": ("connected", "settling"),
+    "first-copy-target": ("connected", "sync-target"),
+    "established-primary": ("connected", "established"),
+    "established-secondary": ("connected", "established"),
+}
+
+
+def snapshot(node: Node) -> dict[str, Any]:
+    """The object as a client reads it: through strict JSON."""
+    text = json.dumps(volume_snapshot(node.volume), allow_nan=False)
+    read: dict[str, Any] = json.loads(text)
+    return read
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_phase_is_shown_in_the_public_spelling(stage: str) -> None:
+    shown = snapshot(at(stage))
+    assert shown["name"] == "r0"
+    assert shown["size_bytes"] == SIZE
+    assert shown["role"] in {role.value for role in Role}
+    assert shown["disk_state"] in {state.value for state in DiskState}
+    assert set(shown["generation"]) == {"counter", "id"}
+    [peer] = shown["peers"]
+    assert (peer["connection_state"], peer["replication_state"]) == EXPECTED[stage]
+    assert peer["connection_state"] in {state.value for state in ConnectionState}
+    assert peer["replication_state"] in {state.value for state in ReplicationState}
+    assert peer["disk_state"] in {state.value for state in DiskState} | {"unknown"}
+    assert peer["role"] in {role.value for role in Role} | {"unknown"}
+    assert 0 <= peer["out_of_sync_bytes"] <= SIZE
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_whatever_is_not_promotable_says_why_and_what_next(stage: str) -> None:
+    promotable = snapshot(at(stage))["promotable"]
+    assert promotable["reason"]
+    if promotable["ok"]:
+        assert promotable["code"] == ""
+    else:
+        assert promotable["code"] in CODES
+        assert promotable["next"] or promotable["code"] == "ALREADY"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_copy_is_shown_with_its_progress_only_while_it_goes_on(stage: str) -> None:
+    [peer] = snapshot(at(stage))["peers"]
+    if stage in ("source", "target", "settle-target", "first-copy-target"):
+        assert set(peer["resync"]) == {"done_bytes", "remaining_bytes", "rate_bytes_per_s", "eta_s"}
+        assert peer["resync"]["remaining_bytes"] == peer["out_of_sync_bytes"] > 0
+    else:
+        assert peer["resync"] is None
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_volume_that_is_not_in_sync_says_why(stage: str) -> None:
+    shown = snapshot(at(stage))
+    if EXPECTED[stage] != ("connected", "established") and stage not in (
+        "greeting",
+        "greeting-decided",
+        "source-starting",
+        "target-starting",
+        "joining",
+    ):
+        assert shown["why"], shown
+        assert shown["next"], shown
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_snapshot_changes_nothing(stage: str) -> None:
+    node = at(stage)
+    facts, outbox = node.volume.facts, deepcopy(node.volume.outbox)
+    assert snapshot(node) == snapshot(node)
+    assert node.volume.facts is facts
+    assert node.volume.outbox == outbox
+
+
+def test_disk_states_follow_the_facts() -> None:
+    pair = Pair()
+    assert snapshot(pair.alpha)["disk_state"] == "inconsistent", "it holds no data"
+    pair = established_pair()
+    assert snapshot(pair.alpha)["disk_state"] == snapshot(pair.beta)["disk_state"] == "up-to-date"
+    pair.cut()
+    assert snapshot(pair.beta)["disk_state"] == "consistent", "it cannot know by itself"
+    assert snapshot(at("target"))["disk_state"] == "inconsistent"
+    assert snapshot(at("settle-target"))["disk_state"] == "consistent"
+
+
+def test_a_failed_copy_is_shown_as_failed_with_its_reason() -> None:
+    pair = established_pair()
+    pair.alpha.begin_turn().disk_failed("write: No space left on device")
+    pair.run()
+    shown = snapshot(pair.alpha)
+    assert (shown["disk_state"], shown["serving"]) == ("failed", False)
+    assert "No space left" in shown["why"]
+    assert "adopt r0 --discard" in shown["next"]
+
+
+def test_peers_show_each_others_role_and_disk_state() -> None:
+    pair = established_pair()
+    [peer] = snapshot(pair.beta)["peers"]
+    assert (peer["role"], peer["disk_state"]) == ("primary", "up-to-date")
+    [peer] = snapshot(pair.alpha)["peers"]
+    assert (peer["role"], peer["disk_state"]) == ("secondary", "up-to-date")
+
+
+def test_out_of_sync_bytes_are_those_of_the_dirty_map() -> None:
+    pair = behind_pair()
+    pair.alpha.write(0, data(1, 64 << 10))
+    pair.run()
+    [peer] = snapshot(pair.alpha)["peers"]
+    assert peer["out_of_sync_bytes"] >= 64 << 10
+    assert peer["out_of_sync_bytes"] == pair.alpha.volume.maps.dirty["beta"].set_bytes
+
+
+def test_a_frozen_primary_is_shown_as_frozen_with_what_waits() -> None:
+    node = at("joining")
+    node.write(0, data(1))
+    shown = snapshot(node)
+    assert shown["serving"] and shown["frozen"]
+    assert shown["pending_requests"] == 1
