@@ -329,7 +329,7 @@ class Roles:
                 volume.changes.lose(absent, "stopping: the absent peer is left out", answered=True)
             self._begin_demotion(Task.LEAVING, True, self._hand_over)
         elif volume.failed:
-            self._left()
+            volume.commits.request(self._left)
         else:
             self.task = Task.LEAVING
             volume.syncs.request(self._hand_over)

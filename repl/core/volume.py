@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from repl.core import routing
 from repl.core.changes import Changes
 from repl.core.commits import Commits, Syncs
 from repl.core.facts import Facts, Maps, PeerRecord
@@ -23,30 +24,11 @@ from repl.core.session import Session
 from repl.core.states import Phase
 from repl.core.upkeep import Upkeep
 from repl.core.verdict import Verdict, granted, refused
-from repl.core.wire import Fields, PeerError, Type, decode_body
+from repl.core.wire import Type
 from repl.core.writes import ClientWrites
 
 #: Bytes written and not synced that start a sync here without being asked (design §7).
 BACKGROUND_SYNC_BYTES = 32 << 20
-
-_STREAM = frozenset(
-    {
-        Type.WRITE,
-        Type.ZERO,
-        Type.RESYNC_WRITE,
-        Type.RESYNC_ZERO,
-        Type.DIGEST,
-        Type.SYNC,
-        Type.GENERATION,
-        Type.SETTLED,
-        Type.CLEAR_INTENTS,
-        Type.START,
-        Type.PROMOTE_ASK,
-        Type.LEAVE,
-    }
-)
-#: Those of them that carry a JSON object.
-_STREAM_OBJECTS = frozenset({Type.START, Type.GENERATION, Type.PROMOTE_ASK, Type.LEAVE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,66 +264,7 @@ class Volume:
         payload: object,
     ) -> None:
         """A verified frame arrived. Raises `PeerError` if it breaks the protocol: drop the peer."""
-        session = self.sessions[peer]
-        if session.phase is Phase.DOWN:
-            return
-        session.last_received_s = self.now
-        if self.failed and kind is not Type.LEAVE_STORED:
-            return
-        if kind is Type.ACK:
-            session.on_ack(seq, offset)
-        elif kind in _STREAM:
-            if kind in _STREAM_OBJECTS:
-                payload = decode_body(kind, payload)  # type: ignore[arg-type]
-            session.receiver.frame((kind, seq, offset, length, generation, flags, payload))
-        else:
-            self._control(session, kind, seq, offset, payload)
-
-    def _control(
-        self, session: Session, kind: Type, seq: int, offset: int, payload: object
-    ) -> None:
-        if kind is Type.PING:
-            session.send(Type.PONG)
-        elif kind is Type.PONG:
-            pass
-        elif kind is Type.MAP:
-            if session.source is not None:
-                session.source.map_page(offset, bytes(payload))  # type: ignore[call-overload]
-            else:
-                session.receiver.frame((kind, 0, offset, 0, 0, 0, payload))
-        elif kind is Type.DIFFERENT:
-            if session.source is None:
-                raise PeerError("DIFFERENT: nothing is being compared")
-            session.source.different(seq, bytes(payload))  # type: ignore[call-overload]
-        elif kind is Type.GENERATION_STORED:
-            self.changes.confirmed(session, seq)
-        elif kind is Type.LEAVE_STORED:
-            self.roles.on_leave_stored(session)
-        else:
-            self._json_control(session, kind, decode_body(kind, payload))  # type: ignore[arg-type]
-
-    def _json_control(self, session: Session, kind: Type, body: dict[str, Any]) -> None:
-        fields = Fields(kind.name, body)
-        if kind is Type.HELLO:
-            session.on_hello(body)
-        elif kind is Type.DECISION:
-            session.on_decision(fields)
-        elif kind is Type.READY:
-            if session.source is None:
-                raise PeerError("READY: nothing was started")
-            session.source.ready(fields)
-            self.roles.try_resume(session)
-        elif kind is Type.PROMOTE_ANSWER:
-            self.roles.on_answer(session, fields)
-        elif kind is Type.STATUS:
-            session.peer_status = {
-                "role": fields.text("role", 40),
-                "disk_state": fields.text("disk_state", 40),
-            }
-            self.outbox.changed = True
-        elif kind is Type.GOODBYE:
-            session.refusal = fields.text("sentence")
-            session.drop(f"{session.name} refused: {session.refusal}")
+        routing.route(self, peer, (kind, seq, offset, length, generation, flags, payload))
 
     # Operators.
 
@@ -377,7 +300,8 @@ class Volume:
     def close(self, then: Callable[[], None]) -> None:
         """End a clean stop: sync, then the last commit, which says that the close was clean."""
         if self.failed:
-            then()
+            # The mark that this copy failed must outlive the process; nothing else can be synced.
+            self.commits.request(then)
         else:
             self.syncs.request(lambda: self._closed(then))
 

@@ -4,15 +4,37 @@ durable there. Watches the commits themselves, not what the core believes about 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, cast
 
 from repl.core.facts import Facts, Maps
 from repl.core.outbox import Commit, MapName, SendJob
 from repl.core.wire import Type
-from tests.sim.ledger import Op, OpKind, Violation
+from tests.sim.ledger import Op, Violation
 
 if TYPE_CHECKING:
     from repl.core.volume import Volume
+
+
+class Replies(list[object]):
+    """An outbox's replies that remember under which in-sync set each was decided.
+
+    The set may change in memory later in the same turn; that does not touch what was decided.
+    """
+
+    def __init__(self, volume: Volume, decided: dict[object, tuple[int, ...]]) -> None:
+        super().__init__()
+        self._volume = volume
+        self._decided = decided
+
+    def append(self, op: object) -> None:
+        self._decided[op] = self._volume.facts.generation.members
+        super().append(op)
+
+    def __iadd__(self, ops: Iterable[object]) -> Replies:  # type: ignore[misc]
+        for op in ops:
+            self.append(op)
+        return self
 
 
 class Laws:
@@ -27,6 +49,7 @@ class Laws:
             for page_no in range(maps.intents.page_count)
         }
         self._page_bits = maps.intents.page_bytes * 8
+        self._decided: dict[object, tuple[int, ...]] = {}
 
     def commit_begins(self, commit: Commit) -> None:
         """From now on, bits that the commit clears may be clear on disk."""
@@ -62,8 +85,13 @@ class Laws:
                     f"{self._name}: {offset}+{length} is written, extent {extent} has no intent"
                 )
 
-    def answered(self, op: Op, volume: Volume) -> None:
-        """A client is answered: the mark and the role are durable."""
+    def watch(self, volume: Volume) -> None:
+        """Note the replies of the turn that begins."""
+        volume.outbox.replies = cast("list[Hashable]", Replies(volume, self._decided))
+
+    def answered(self, op: Op, volume: Volume) -> tuple[int, ...]:
+        """A client is answered: the mark and the role are durable. Return who must hold it."""
+        decided = self._decided.pop(op)
         facts = self.facts
         if not facts.lineage or facts.generation.primary != facts.node_id:
             raise Violation(f"{self._name}: {op} answered; the stored primary is another node")
@@ -71,12 +99,11 @@ class Laws:
             raise Violation(f"{self._name}: {op} answered; the role is not stored")
         if not facts.generation.answered:
             raise Violation(f"{self._name}: {op} answered before the generation's mark is stored")
-        if op.kind is not OpKind.READ and facts.generation.members != (
-            volume.facts.generation.members
-        ):
+        if facts.generation.members != decided:
             raise Violation(f"{self._name}: {op} answered for a set that is not stored yet")
         if facts.inconsistent or volume.facts.inconsistent:
             raise Violation(f"{self._name}: {op} answered from an inconsistent copy")
+        return decided
 
     def sent(self, job: SendJob) -> None:
         """A frame leaves: what it says is stored."""

@@ -232,9 +232,12 @@ class Node:
         volume, clock = self.core, self.world.clock
         try:
             volume.turn(clock.now_s, clock.wall_clock_s)
+            if not volume.outbox.replies:
+                self.laws.watch(volume)
             action()
             while self.running and not (box := volume.take()).empty:
                 self.turns += 1
+                self.laws.watch(volume)
                 self._carry_out(box)
         except FuseBlown:
             self.world.say(self.name, "dies in the middle of a turn")
@@ -370,9 +373,9 @@ class Node:
         if not client.holds(op):
             self.world.ledger.given_up(op)
             return
-        self.laws.answered(op, self.core)
+        members = self.laws.answered(op, self.core)
         self.world.check_lone_primary(self)
-        holders = self.world.names_of(self.core.facts.generation.members)
+        holders = self.world.names_of(members)
         self.world.ledger.answered(op, holders)
         client.answered(op)
 

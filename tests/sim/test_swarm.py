@@ -10,7 +10,7 @@ import pytest
 from tests.sim.scenario import Outcome, run_seed
 
 #: Seeds of one test; eight of these are the fixed set of `make test`.
-GROUP_SEEDS = 25
+GROUP_SEEDS = 16
 
 
 def _run(first: int, count: int) -> list[Outcome]:

@@ -1,0 +1,102 @@
+"""Which part of the core a peer's frame is for.
+
+Frames of the ordered stream go through the receiver, which takes them strictly in their order and
+may hold them; the others act at once. Raises `PeerError` for what breaks the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from repl.core.receiver import Frame
+from repl.core.states import Phase
+from repl.core.wire import Fields, PeerError, Type, decode_body
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+_STREAM = frozenset(
+    {
+        Type.WRITE,
+        Type.ZERO,
+        Type.RESYNC_WRITE,
+        Type.RESYNC_ZERO,
+        Type.DIGEST,
+        Type.SYNC,
+        Type.GENERATION,
+        Type.SETTLED,
+        Type.CLEAR_INTENTS,
+        Type.START,
+        Type.PROMOTE_ASK,
+        Type.LEAVE,
+    }
+)
+#: Those of them that carry a JSON object.
+_STREAM_OBJECTS = frozenset({Type.START, Type.GENERATION, Type.PROMOTE_ASK, Type.LEAVE})
+
+
+def route(volume: Volume, peer: str, frame: Frame) -> None:
+    """Take one verified frame from a peer."""
+    session = volume.sessions[peer]
+    kind, seq, offset, length, generation, flags, payload = frame
+    if session.phase is Phase.DOWN:
+        return
+    session.last_received_s = volume.now
+    if volume.failed and kind is not Type.LEAVE_STORED:
+        return
+    if kind is Type.ACK:
+        session.on_ack(seq, offset)
+    elif kind in _STREAM:
+        if kind in _STREAM_OBJECTS:
+            payload = decode_body(kind, payload)  # type: ignore[arg-type]
+        session.receiver.frame((kind, seq, offset, length, generation, flags, payload))
+    elif kind is Type.MAP:
+        if session.source is not None:
+            session.source.map_page(offset, bytes(payload))  # type: ignore[call-overload]
+        else:
+            session.receiver.frame((kind, 0, offset, 0, 0, 0, payload))
+    elif kind is Type.DIFFERENT:
+        if session.source is None:
+            raise PeerError("DIFFERENT: nothing is being compared")
+        session.source.different(seq, bytes(payload))  # type: ignore[call-overload]
+    elif kind in _BARE:
+        _bare(volume, session, kind, seq)
+    else:
+        _object(volume, session, kind, decode_body(kind, payload))  # type: ignore[arg-type]
+
+
+_BARE = frozenset({Type.PING, Type.PONG, Type.GENERATION_STORED, Type.LEAVE_STORED})
+
+
+def _bare(volume: Volume, session: Session, kind: Type, seq: int) -> None:
+    if kind is Type.PING:
+        session.send(Type.PONG)
+    elif kind is Type.GENERATION_STORED:
+        volume.changes.confirmed(session, seq)
+    elif kind is Type.LEAVE_STORED:
+        volume.roles.on_leave_stored(session)
+
+
+def _object(volume: Volume, session: Session, kind: Type, body: dict[str, Any]) -> None:
+    fields = Fields(kind.name, body)
+    if kind is Type.HELLO:
+        session.on_hello(body)
+    elif kind is Type.DECISION:
+        session.on_decision(fields)
+    elif kind is Type.READY:
+        if session.source is None:
+            raise PeerError("READY: nothing was started")
+        session.source.ready(fields)
+        volume.roles.try_resume(session)
+    elif kind is Type.PROMOTE_ANSWER:
+        volume.roles.on_answer(session, fields)
+    elif kind is Type.STATUS:
+        session.peer_status = {
+            "role": fields.text("role", 40),
+            "disk_state": fields.text("disk_state", 40),
+        }
+        volume.outbox.changed = True
+    elif kind is Type.GOODBYE:
+        session.refusal = fields.text("sentence")
+        session.drop(f"{session.name} refused: {session.refusal}")
