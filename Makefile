@@ -9,9 +9,12 @@ PYTHON := .venv/bin/python
 # How many test processes run side by side.
 TEST_WORKERS ?= 2
 PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
+# What runs on an event loop: `make test-all` runs it again on the standard library's.
+LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
+SEEDS ?= 1..1000
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo lint test test-all clean
+.PHONY: help setup demo lint test test-all bench-micro sim clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,7 +42,14 @@ test-all: setup ## everything: at most 60 minutes on two cores
 	  "format" "ruff format --check ." \
 	  "lint" "ruff check ." \
 	  "types" "mypy" \
-	  "tests" "$(PYTEST)"
+	  "tests" "$(PYTEST)" \
+	  "asyncio" "REPL_EVENT_LOOP=asyncio $(PYTEST) -m 'not slow' $(LOOP_TESTS)"
+
+bench-micro: setup ## what the Python between two system calls costs (bench/README.md)
+	@$(PYTHON) -m pytest -q bench/micro.py --benchmark-only --benchmark-columns=min,median,ops
+
+sim: setup ## simulated faults from a seed on: make sim SEEDS=1..1000
+	@$(PYTHON) -m tests.sim --seeds $(SEEDS)
 
 clean: ## remove everything that set-up and tests made here
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

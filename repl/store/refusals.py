@@ -30,7 +30,9 @@ def open_failure(path: str, name: str, error: OSError) -> ReplError:
         return PermissionRefused(
             what, "The user that runs repld may not read and write there.", f"Look at: ls -l {path}"
         )
-    return ReplError(
+    if error.errno == errno.EISDIR:
+        return not_a_backing(path, name)
+    return Refused(
         what,
         "The system refused to open or make it.",
         f"Look at: ls -ld {path} {os.path.dirname(path) or '.'}",
@@ -40,7 +42,7 @@ def open_failure(path: str, name: str, error: OSError) -> ReplError:
 
 def not_a_backing(path: str, name: str) -> ReplError:
     """The path names a folder, a socket or the like."""
-    return ReplError(
+    return Refused(
         f"The backing {path} of volume {name} cannot be used.",
         "It is neither a regular file nor a block device.",
         f"Correct volumes.{name}.backing in the configuration.",

@@ -143,6 +143,8 @@ class Node:
     def disk_failed(self, reason: str) -> None:
         assert self.volume is not None
         self.volume.disk_failed(reason)
+        if self.world.nodes[self.peer].laws.facts.inconsistent:
+            self.world.nothing_left = True
 
     def crash(self) -> None:
         """SIGKILL: the process ends, the kernel's cache stays."""

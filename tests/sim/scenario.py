@@ -162,10 +162,21 @@ class Scenario:
             world.clock.run_until(world.clock.now_s + 1.0)
             if world.established() and not any(node.stopping for node in world.nodes.values()):
                 break
+        if world.nothing_left and all(n.laws.facts.inconsistent for n in world.nodes.values()):
+            # Nobody could have kept it; what is promised is that nobody serves what is left.
+            self._nobody_serves()
+            return
         if not world.established():
             raise Violation(f"the copies do not get in sync: {self._state()}")
         self._until_primary()
         self._quiet()
+
+    def _nobody_serves(self) -> None:
+        for node in self.world.nodes.values():
+            verdicts = self.world.promote(node)
+            self.world.clock.run_until(self.world.clock.now_s + 1.0)
+            if self.world.primary() is not None or any(verdict.ok for verdict in verdicts):
+                raise Violation(f"{node.name} serves an inconsistent copy")
 
     def _until_primary(self) -> None:
         world = self.world

@@ -50,6 +50,8 @@ class World:
         self.strict_protocol = True
         #: An operator lied: two primaries are his doing.
         self.forced = False
+        #: The only complete copy failed while the other was being brought up to it.
+        self.nothing_left = False
         self._version = 0
         self._slow: dict[str, float] = {}
         ids = dict(NODE_IDS)
