@@ -28,6 +28,10 @@ from repl.core.writes import Barrier, Write, replicate_to_absent
 if TYPE_CHECKING:
     from repl.core.volume import Volume
 
+#: A peer that is dropped this soon after joining waits before its next join, twice as long each
+#: time up to the maximum (design §5, G5): each join and loss costs its primary two generations.
+JOIN_PROBATION_S = 60.0
+JOIN_WAIT_S_MAX = 16.0
 #: ZERO frames of a TRIM carry this flag; the peer may deallocate.
 FLAG_PUNCH = 1
 
@@ -45,6 +49,10 @@ class Session:
         self.contact_lost_wall_s: int | None = None
         #: Since when an acknowledgement waits for this member, which is not settled.
         self.needed_since_s: float | None = None
+        #: G5: when the peer last joined, and how long its next join has to wait since when.
+        self.joined_at_s: float | None = None
+        self._join_wait_s = 0.0
+        self._join_wait_since_s = volume.now
         #: Payload bytes of copies and digests sent since the start, without mirrored writes.
         self.resync_sent_bytes = 0
         self.decision: Decision | None = None
@@ -470,6 +478,18 @@ class Session:
         self.needed_since_s = None
         self._awaiting.clear()
         self._barriers.clear()
+
+    def dropped_from_set(self) -> None:
+        """G4 removed the peer: one that had joined only just now waits before it joins again."""
+        now = self.volume.now
+        hasty = self.joined_at_s is not None and now - self.joined_at_s < JOIN_PROBATION_S
+        self._join_wait_s = min(JOIN_WAIT_S_MAX, max(1.0, 2 * self._join_wait_s)) if hasty else 0.0
+        self._join_wait_since_s = now
+
+    @property
+    def may_join(self) -> bool:
+        """Whether the wait of a peer that was dropped right after joining is over."""
+        return self.volume.now - self._join_wait_since_s >= self._join_wait_s
 
     def need(self) -> None:
         """An acknowledgement waits for this member while it is not settled (G4 begins so)."""

@@ -77,6 +77,7 @@ class Upkeep:
                 and self._given_up(session)
             ):
                 permit = f"manual: {session.name} did not answer"
+                session.dropped_from_set()
                 volume.changes.lose([session], permit, answered=True)
                 return
 

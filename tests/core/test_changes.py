@@ -6,6 +6,7 @@ import pytest
 
 from repl.core.lineage import Origin
 from repl.core.promotion import PromoteRequest
+from repl.core.session import JOIN_WAIT_S_MAX
 from repl.core.states import Phase
 from repl.core.wire import Type
 from tests.core.every_phase import at, behind_pair
@@ -257,7 +258,7 @@ def test_a_join_waits_until_all_writes_in_flight_are_done() -> None:
     pair.run()
     assert members(pair.alpha) == (ALPHA_ID,)
     pair.alpha.hold_disk = False
-    pair.run()
+    pair.advance(JOIN_WAIT_S_MAX)
     assert members(pair.alpha) == members(pair.beta) == (ALPHA_ID, BETA_ID)
     assert op in pair.alpha.replies
     assert pair.equal()
@@ -380,7 +381,7 @@ def test_counters_grow_by_one_and_the_lineages_agree() -> None:
     for round_ in range(5):
         alone_after_loss(pair)
         pair.connect()
-        pair.run()
+        pair.advance(JOIN_WAIT_S_MAX)
         assert pair.equal(), round_
     lineage = pair.alpha.metadata.facts.lineage
     assert [entry.counter for entry in lineage] == list(range(len(lineage), 0, -1))
@@ -420,3 +421,24 @@ def test_a_hello_fits_a_frame_however_often_a_lone_node_was_promoted(promotions:
     pair.connect()
     pair.run()
     assert pair.alpha.session.phase is Phase.ESTABLISHED
+
+
+def test_a_peer_dropped_right_after_joining_waits_before_it_joins_again() -> None:
+    """G5: twice as long each time, so that a flapping peer does not cost a generation a second."""
+    pair = behind_pair()
+    pair.connect()
+    pair.run()
+    waits = []
+    for fill in range(1, 4):
+        assert pair.alpha.session.phase is Phase.ESTABLISHED
+        pair.cut()
+        pair.alpha.write(0, data(fill))
+        pair.advance(2.0)
+        assert not pair.alpha.session.is_member
+        pair.connect()
+        waited = 0.0
+        while pair.alpha.session.phase is not Phase.ESTABLISHED and waited < 60.0:
+            pair.advance(0.5)
+            waited += 0.5
+        waits.append(waited)
+    assert waits[0] < waits[1] < waits[2] < 60.0
