@@ -17,6 +17,7 @@ from repl.core.promotion import PromoteRequest, judge
 from repl.core.states import Phase
 from repl.core.verdict import granted, refused
 from repl.core.wire import Fields, PeerError, Type
+from repl.core.writes import Waiter
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -243,7 +244,7 @@ class Roles:
     def _demotion_drained(self, then: Callable[[], None]) -> None:
         if self._volume.writes.drained and not self._volume.changes.busy:
             self._step = None
-            self._volume.writes.barrier(lambda: self._demotion_flushed(then))
+            self._volume.writes.barrier(Waiter.ROLE, lambda: self._demotion_flushed(then))
 
     def _demotion_flushed(self, then: Callable[[], None]) -> None:
         self._step = lambda: self._demotion_confirmed(then)
@@ -324,9 +325,6 @@ class Roles:
             return
         self._number = number
         if volume.is_primary and not volume.failed:
-            absent = [s for s in volume.member_sessions() if not s.connected]
-            if absent and not volume.changes.busy:
-                volume.changes.lose(absent, "stopping: the absent peer is left out", answered=True)
             self._begin_demotion(Task.LEAVING, True, self._hand_over)
         elif volume.failed:
             volume.commits.request(self._left)

@@ -23,7 +23,7 @@ from repl.core.receiver import Receiver
 from repl.core.source import Source
 from repl.core.states import MIRRORING, Phase, check_transition
 from repl.core.wire import PAYLOAD_BYTES_MAX, Fields, PeerError, Type
-from repl.core.writes import Barrier, Write, replicate_to_absent
+from repl.core.writes import Barrier, Waiter, Write, replicate_to_absent
 
 if TYPE_CHECKING:
     from repl.core.volume import Volume
@@ -173,7 +173,8 @@ class Session:
         for _seq, offset, length in self._recent:
             dirty.mark(offset, length)
         self.orphans += [write for _seq, write in self._awaiting]
-        self._orphan_barriers += [barrier for _seq, barrier in self._barriers]
+        for _seq, barrier in self._barriers:
+            self._keep_waiting(barrier)
         if self.orphans or self._orphan_barriers:
             self.need()
         self.receiver.ended()
@@ -263,7 +264,7 @@ class Session:
             return False
         if not volume.changes.busy:
             permit = f"{self.name} shows a new copy in place of the one that was a member"
-            volume.changes.lose([self], permit, answered=self.needed_since_s is not None)
+            volume.changes.lose([self], permit, answered=self.client_waits)
         return True
 
     def _record_contact(self, theirs: Hello) -> int:
@@ -409,13 +410,27 @@ class Session:
         """Tell the barrier when all that was sent until now is durable at the peer."""
         if not self.settled:
             # Away, or its copy of the union counts as neither applied nor durable (design §5).
-            self._orphan_barriers.append(barrier)
-            self.need()
+            self._keep_waiting(barrier)
         elif self.durable_seq >= self.sent_seq:
             barrier.peer_done(self.name)
         else:
             self._barriers.append((self.sent_seq, barrier))
             self.ask_sync()
+
+    def _keep_waiting(self, barrier: Barrier) -> None:
+        """The peer is not settled: a client's flush waits for it, upkeep does not."""
+        if barrier.waiter is Waiter.UPKEEP:
+            self.volume.upkeep.checkpoint_given_up()
+        else:
+            self._orphan_barriers.append(barrier)
+            self.need()
+
+    @property
+    def client_waits(self) -> bool:
+        """Whether a client's request waits for this member to answer, or to leave the set."""
+        return bool(self.orphans) or any(
+            barrier.waiter is Waiter.CLIENT for barrier in self._orphan_barriers
+        )
 
     def ask_sync(self) -> None:
         """Ask the peer to make everything sent until now durable."""

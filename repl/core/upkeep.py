@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from repl.core.intents import HOT_EXTENTS_MAX
 from repl.core.states import Phase
+from repl.core.writes import Waiter
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -31,8 +32,8 @@ class Upkeep:
         self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
         self._checkpointing = False
 
-    def role_ended(self) -> None:
-        """A checkpoint under way may never be told its end."""
+    def checkpoint_given_up(self) -> None:
+        """The checkpoint under way will never be told its end: the next one begins anew."""
         self._checkpointing = False
 
     def tick(self) -> None:
@@ -78,7 +79,7 @@ class Upkeep:
             ):
                 permit = f"manual: {session.name} did not answer"
                 session.dropped_from_set()
-                volume.changes.lose([session], permit, answered=True)
+                volume.changes.lose([session], permit, answered=session.client_waits)
                 return
 
     def _given_up(self, session: Session) -> bool:
@@ -105,7 +106,9 @@ class Upkeep:
         self._checkpointing = True
         number, generation = volume.writes.launched_number, volume.facts.generation.id
         seqs = {session.name: session.sent_seq for session in volume.sessions.values()}
-        volume.writes.barrier(lambda: self._checkpoint_durable(number, generation, seqs))
+        volume.writes.barrier(
+            Waiter.UPKEEP, lambda: self._checkpoint_durable(number, generation, seqs)
+        )
 
     def _checkpoint_durable(self, number: int, generation: int, seqs: dict[str, int]) -> None:
         volume = self._volume

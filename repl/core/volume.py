@@ -368,7 +368,7 @@ class Volume:
     def become_secondary(self) -> None:
         """The role itself, after or (by force) before it is stored."""
         self.is_primary = False
-        self.upkeep.role_ended()
+        self.upkeep.checkpoint_given_up()
         self.intents.connection_ended()
         self.note("info", f"{self.node} is secondary of {self.name}")
         self.send_status()

@@ -8,6 +8,7 @@ frozen, requests wait here in their order. Never does I/O, never sees a byte of 
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -49,12 +50,22 @@ class Reservation:
         self.epoch = -1
 
 
+class Waiter(enum.Enum):
+    """For whom a barrier waits. Only a client's need is a reason to go on without a peer and to
+    say that its generation has answered; upkeep is no need at all."""
+
+    CLIENT = "client"
+    ROLE = "role"
+    UPKEEP = "upkeep"
+
+
 class Barrier:
     """Waits until all completed writes are durable here and on every member."""
 
-    __slots__ = ("local", "peers", "then")
+    __slots__ = ("local", "peers", "then", "waiter")
 
-    def __init__(self, peers: set[str], then: Callable[[], None]) -> None:
+    def __init__(self, peers: set[str], waiter: Waiter, then: Callable[[], None]) -> None:
+        self.waiter = waiter
         self.local = False
         self.peers = peers
         self.then = then
@@ -224,10 +235,13 @@ class ClientWrites:
         if write.waiting == 0:
             self._complete(write)
 
-    def barrier(self, then: Callable[[], None]) -> None:
-        """Call `then` when all writes completed until now are durable on every member (G2)."""
+    def barrier(self, waiter: Waiter, then: Callable[[], None]) -> None:
+        """Call `then` when all writes completed until now are durable on every member (G2).
+
+        One for upkeep is given up when a member is not settled: it never calls `then`.
+        """
         members = self._volume.member_sessions()
-        barrier = Barrier({session.name for session in members}, then)
+        barrier = Barrier({session.name for session in members}, waiter, then)
         for session in members:
             session.require_durable(barrier)
         self._volume.syncs.request(barrier.local_done)
@@ -283,7 +297,7 @@ class ClientWrites:
     def _flush(self, op: Op) -> None:
         self._flushes[op] = None
         epoch = self._epoch
-        self.barrier(lambda: self._flushed(op, epoch))
+        self.barrier(Waiter.CLIENT, lambda: self._flushed(op, epoch))
 
     def _flushed(self, op: Op, epoch: int) -> None:
         if epoch == self._epoch:

@@ -27,6 +27,7 @@ class OpKind(enum.Enum):
     READ = "read"
 
 
+NODES = frozenset({"alpha", "beta"})
 WRITES = frozenset({OpKind.WRITE, OpKind.ZERO, OpKind.TRIM})
 
 
@@ -107,6 +108,8 @@ class Ledger:
         #: Acknowledged writes that a loss of power can still take, oldest first.
         self._volatile: dict[Op, None] = {}
         self._power_lost: dict[str, int] = {}
+        #: Nodes that lack an acknowledged write: it was answered without them.
+        self.behind: set[str] = set()
         self.acked_writes = 0
         self.acked_flushes = 0
 
@@ -137,6 +140,7 @@ class Ledger:
             self._make_permanent(before=op.submitted)
         elif op.kind in WRITES:
             self.acked_writes += 1
+            self.behind |= NODES - holders
             # What a node applied before it lost power is in no cache any more.
             op.holders = {node for node in holders if self._power_lost.get(node, 0) < op.submitted}
             op.losable = not op.holders

@@ -272,6 +272,8 @@ class Node:
                 self._working_since = world.ledger.moment
             if session.phase is Phase.ESTABLISHED and before[1] is Phase.JOINING:
                 world.ledger.durable_everywhere(self._working_since)
+            if session.phase is Phase.ESTABLISHED:
+                world.ledger.behind -= {self.name, self.peer}
             if session.phase is Phase.DOWN:
                 self.contact_lost_step = world.clock.step
             world.cells.add((before[1].value, session.phase.value))

@@ -173,7 +173,8 @@ class World:
         ancestor = lineage.common_ancestor(mine, theirs)
         if ancestor is None or ancestor.id != mine[0].id:
             return False
-        return not lineage.answered_since(theirs, ancestor.id)
+        # The truth as the clients know it, not as the core marked it.
+        return node.name not in self.ledger.behind
 
     def primary(self) -> Node | None:
         for node in self.nodes.values():
