@@ -46,6 +46,7 @@ CODES: dict[str, str] = {
     "PEER_IS_CONNECTED": "The peer that was declared dead is connected.",
     "DEMOTE_CLIENTS": "Clients are attached to the export.",
     "ADOPT_NOT_NEEDED": "The volume already has metadata with data.",
+    "ADOPT_LAST_COPY": "The copy to be discarded may be the only complete one.",
     "ADOPT_PRIMARY": "A primary's copy cannot be discarded.",
     "SPLIT_BRAIN": "Both copies were written without the other.",
     "SHUTTING_DOWN": "The daemon is stopping.",

@@ -35,6 +35,9 @@ def judge_volume(volume: Volume) -> Finding:
     return Finding(Level.OK, "in sync" if volume.peers else "well; it has no peer")
 
 
+INCOMPLETE = frozenset({"failed", "inconsistent", "diskless"})
+
+
 def _critical(volume: Volume) -> Finding | None:
     if volume.problem is not None and volume.problem.code != "WORKER_SILENT":
         return Finding(Level.CRITICAL, f"not usable: {volume.problem.what.rstrip('.')}")
@@ -44,12 +47,23 @@ def _critical(volume: Volume) -> Finding | None:
                 Level.CRITICAL,
                 f"split-brain with {peer.name}: both copies were written without the other",
             )
+    if volume.disk_state in INCOMPLETE and _no_complete_peer(volume):
+        what = f"the copy here is {volume.disk_state}, and no complete one is connected"
+        return Finding(Level.CRITICAL, what)
     if volume.role == "primary" and not volume.serving:
         reason = (
             "its worker process does not answer" if volume.worker_silent else "it does not serve"
         )
         return Finding(Level.CRITICAL, f"primary, but {reason}")
     return None
+
+
+def _no_complete_peer(volume: Volume) -> bool:
+    """Whether every peer refuses this copy and shows no better one."""
+    return bool(volume.peers) and all(
+        peer.connection_state == "refused" and peer.disk_state not in ("up-to-date", "consistent")
+        for peer in volume.peers
+    )
 
 
 def _degraded(volume: Volume) -> Finding | None:

@@ -19,7 +19,16 @@ INTENT_PAGE_BYTES = 448
 class BlockMap:
     """One bit for each block of `1 << block_shift` bytes of a volume of `size_bytes`."""
 
-    __slots__ = ("_changed", "_pages", "bits", "block_shift", "count", "page_bytes", "size_bytes")
+    __slots__ = (
+        "_changed",
+        "_in_page",
+        "_pages",
+        "bits",
+        "block_shift",
+        "count",
+        "page_bytes",
+        "size_bytes",
+    )
 
     def __init__(self, size_bytes: int, block_shift: int, page_bytes: int) -> None:
         assert size_bytes > 0 and block_shift >= 0 and page_bytes > 0
@@ -31,6 +40,8 @@ class BlockMap:
         #: Number of bits that are set.
         self.count = 0
         self._pages: dict[int, bytearray] = {}
+        #: Set bits of each page; only pages with any are kept.
+        self._in_page: dict[int, int] = {}
         self._changed: set[int] = set()
 
     @property
@@ -89,6 +100,7 @@ class BlockMap:
                 new = _fill(page, start, stop)
             if new:
                 added += new
+                self._in_page[page_no] = self._in_page.get(page_no, 0) + new
                 self._changed.add(page_no)
         self.count += added
         return added
@@ -104,8 +116,9 @@ class BlockMap:
             if gone:
                 removed += gone
                 self._changed.add(page_no)
-                if not any(page):
-                    del self._pages[page_no]
+                self._in_page[page_no] -= gone
+                if not self._in_page[page_no]:
+                    del self._pages[page_no], self._in_page[page_no]
         self.count -= removed
         return removed
 
@@ -117,6 +130,7 @@ class BlockMap:
         """Clear every bit. Whoever may call this has a finished copy or comparison to show."""
         self._changed.update(self._pages)
         self._pages.clear()
+        self._in_page.clear()
         self.count = 0
 
     def any_in(self, offset: int, length: int) -> bool:
@@ -170,6 +184,7 @@ class BlockMap:
         """Return an independent map with the same bits and no changed pages."""
         twin = BlockMap(self.size_bytes, self.block_shift, self.page_bytes)
         twin._pages = {number: bytearray(page) for number, page in self._pages.items()}
+        twin._in_page = dict(self._in_page)
         twin.count = self.count
         return twin
 
@@ -193,6 +208,7 @@ class BlockMap:
         after = before | number
         self.count += after.bit_count() - before.bit_count()
         self._pages[page_no] = bytearray(after.to_bytes(self.page_bytes, "little"))
+        self._in_page[page_no] = after.bit_count()
         if after != before:
             self._changed.add(page_no)
 
@@ -223,6 +239,19 @@ class BlockMap:
         if page_no + 1 in self._pages:
             return page_no + 1
         return min((number for number in self._pages if number > page_no), default=None)
+
+
+def runs_of(bits: bytes, count: int) -> Iterator[tuple[bool, int, int]]:
+    """Yield (set?, first, last exclusive) for the runs of equal bits among the first `count`."""
+    number = int.from_bytes(bits, "little")
+    first = 0
+    while first < count:
+        value = bool(number >> first & 1)
+        last = first + 1
+        while last < count and bool(number >> last & 1) is value:
+            last += 1
+        yield value, first, last
+        first = last
 
 
 def _fill(page: bytearray, start: int, stop: int) -> int:

@@ -166,7 +166,8 @@ def _inconsistency(mine: Hello, theirs: Hello) -> Decision | None:
         return _refuse(
             "both-inconsistent",
             "Both copies are inconsistent.",
-            "connect a node with a complete copy",
+            f"if no complete copy is left, choose one as it is: replctl promote {mine.volume} "
+            f"--lose-data {mine.volume} --accept-half-copied",
         )
     broken = mine if mine.inconsistent else theirs
     relation = lineage.relate(broken.lineage, (theirs if mine.inconsistent else mine).lineage)

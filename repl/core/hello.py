@@ -16,6 +16,9 @@ from repl.core.wire import Fields, PeerError
 
 #: Version of the hello's meaning. A side refuses a peer whose version differs by more than one.
 PROTOCOL_VERSION = 1
+#: A lineage on the wire has at most this many entries; `lineage.extend` keeps far fewer.
+LINEAGE_MAX = 256
+COUNTER_MAX = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ def generation_from_fields(fields: Fields) -> Generation:
         raise PeerError(f"a generation has the unknown origin {origin!r}")
     members = fields.numbers("members", 32)
     counter, identifier = fields.number("counter"), fields.number("id")
+    if counter > COUNTER_MAX:
+        raise PeerError("a generation's counter is beyond all that can be reached")
     if not members or list(members) != sorted(set(members)) or not counter or not identifier:
         raise PeerError("a generation has no members, an unordered set, or a zero id")
     return Generation(
@@ -122,10 +127,10 @@ def generation_from_fields(fields: Fields) -> Generation:
 
 def lineage_from_fields(fields: Fields) -> Lineage:
     """Parse a lineage, newest first; its counters must descend and its ids be distinct."""
-    entries = tuple(generation_from_fields(item) for item in fields.objects("lineage"))
+    entries = tuple(generation_from_fields(item) for item in fields.objects("lineage", LINEAGE_MAX))
     for newer, older in pairwise(entries):
-        if newer.counter != older.counter + 1:
-            raise PeerError("a lineage's counters do not descend one by one")
+        if newer.counter <= older.counter:
+            raise PeerError("a lineage's counters do not descend")
     if len({entry.id for entry in entries}) != len(entries):
         raise PeerError("a lineage names a generation twice")
     return entries

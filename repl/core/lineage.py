@@ -119,8 +119,16 @@ def extend(lineage: Lineage, newest: Generation, keep_ids: Iterable[int]) -> Lin
     assert not lineage or newest.counter == lineage[0].counter + 1, "lineage never goes back"
     grown = (newest, *lineage)
     needed = set(keep_ids)
-    oldest_needed = max((i for i, entry in enumerate(grown) if entry.id in needed), default=0)
-    return grown[: max(LINEAGE_KEPT, oldest_needed + 1)]
+    indexes = [index for index, entry in enumerate(grown) if entry.id in needed]
+    if not indexes or len(grown) <= LINEAGE_KEPT:
+        return grown[: max(LINEAGE_KEPT, max(indexes, default=0) + 1)]
+    # Between the newest ones and the ones that a peer may still show lie only generations that
+    # no peer was ever offered: nobody can ask for them. Their mark lives on in their successor.
+    recent = list(grown[:LINEAGE_KEPT])
+    gap = grown[LINEAGE_KEPT : max(LINEAGE_KEPT, min(indexes))]
+    if any(entry.answered for entry in gap):
+        recent[-1] = replace(recent[-1], answered=True)
+    return (*recent, *grown[LINEAGE_KEPT + len(gap) : max(indexes) + 1])
 
 
 def mark_answered(lineage: Lineage) -> Lineage:

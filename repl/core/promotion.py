@@ -55,7 +55,8 @@ def _barred(volume: Volume) -> Verdict | None:
         return refused(
             "DISK_FAILED",
             f"the local copy failed: {volume.failed}",
-            f"replace the disk, then: replctl volume adopt {name} --discard",
+            f"let the peer serve; then mend or replace the disk (or free its space) and restart "
+            f"repld; a disk that is new: replctl volume adopt {name} --discard",
         )
     if volume.facts.fresh:
         return refused(
@@ -103,7 +104,12 @@ def _copy_bar(volume: Volume) -> Verdict | None:
         if settling or session.phase is Phase.JOINING:
             return refused("PROMOTE_SETTLING", f"{session.name} is being settled from here", wait)
     if facts.inconsistent:
-        return refused("PROMOTE_INCONSISTENT", "this copy is half copied", wait)
+        return refused(
+            "PROMOTE_INCONSISTENT",
+            "this copy is incomplete: half copied, or its disk failed",
+            f"connect the node with the complete copy, then: {wait}   (if none is left:  "
+            f"replctl promote {name} --lose-data {name} --accept-half-copied)",
+        )
     if facts.outdated:
         return refused(
             "PROMOTE_OUTDATED",

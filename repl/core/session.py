@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from repl.core import contact, wire
 from repl.core import hello as hellos
-from repl.core import wire
 from repl.core.facts import TOKENS_KEPT
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
@@ -96,6 +96,11 @@ class Session:
     def connected(self) -> bool:
         """Whether a connection exists, whatever it is good for."""
         return self.phase is not Phase.DOWN
+
+    @property
+    def shows_data(self) -> bool:
+        """Whether the connected peer has said that it holds a generation of the volume."""
+        return self.their_hello is not None and not self.their_hello.fresh
 
     @property
     def node_id(self) -> int:
@@ -240,7 +245,7 @@ class Session:
             self.drop("this side's facts changed during the handshake")
             return
         decision = decide(mine, theirs)
-        if self._retires_member(decision):
+        if contact.retires_member(self, decision):
             return
         self.decision = decision
         self._decided = True
@@ -248,45 +253,9 @@ class Session:
         volume.note("info", f"handshake with {self.name}: {decision.rule}: {decision.sentence}")
         token = 0
         if decision.action not in (Action.REFUSE, Action.WAIT, Action.SPLIT_BRAIN):
-            token = self._record_contact(theirs)
+            token = contact.record(self, theirs)
         body = {"action": decision.action.value, "rule": decision.rule, "token": token}
         volume.commits.when_stored(volume.facts, lambda: self._send_decision(mine, body))
-
-    def _retires_member(self, decision: Decision) -> bool:
-        """Go on without a member whose copy was replaced, before the new copy is met (G4).
-
-        A new disk under a configured name shows a new node id; the old id can never answer again.
-        """
-        volume = self.volume
-        assert self.their_hello is not None
-        replaced = self.is_member and self.node_id != self.their_hello.node_id
-        if not replaced or not volume.is_primary or decision.action is Action.REFUSE:
-            return False
-        if not volume.changes.busy:
-            permit = f"{self.name} shows a new copy in place of the one that was a member"
-            volume.changes.lose([self], permit, answered=self.client_waits)
-        return True
-
-    def _record_contact(self, theirs: Hello) -> int:
-        """Note whom we met; void releases; return the token that this side offers, or 0."""
-        facts = self.volume.facts
-        record = facts.peer(self.name)
-        if record.node_id != theirs.node_id:
-            record = replace(record, node_id=theirs.node_id, tokens=(), base_from=0, base_to=0)
-        token = 0
-        if facts.node_id < theirs.node_id:
-            token = self._choose_token(record.tokens, theirs)
-            if token not in record.tokens:
-                record = replace(record, tokens=(token, *record.tokens)[:TOKENS_KEPT])
-        self.volume.change_peer(record, released=False, holds_release=False)
-        return token
-
-    def _choose_token(self, mine: tuple[int, ...], theirs: Hello) -> int:
-        known_to_peer = theirs.tokens if theirs.known_peer_id == self.volume.facts.node_id else ()
-        if mine and mine[0] not in known_to_peer[:1]:
-            # The peer has not seen the newest yet: offer it again, make no other.
-            return mine[0]
-        return self.volume.random_id()
 
     def _send_decision(self, mine: Hello, body: dict[str, Any]) -> None:
         if self.phase is not Phase.GREETING or self.my_hello is not mine:
@@ -359,6 +328,16 @@ class Session:
         job: SendJob = (kind, seq, offset, length, generation, flags, source)
         self.volume.outbox.send.setdefault(self.name, []).append(job)
         self.last_sent_s = self.volume.now
+
+    def excuse(self, away_s: float) -> None:
+        """Do not blame the peer for time in which this node could not listen."""
+        self.last_received_s += away_s
+        if self.waiting_since_s is not None:
+            self.waiting_since_s += away_s
+        if self.sync_since_s is not None:
+            self.sync_since_s += away_s
+        if self.announced_since_s is not None:
+            self.announced_since_s += away_s
 
     def ping(self) -> None:
         """Show that this side lives, and make the peer show it."""

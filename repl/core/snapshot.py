@@ -116,7 +116,8 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
     if volume.failed:
         return (
             f"the local copy failed: {volume.failed}",
-            f"replace the disk, then: replctl volume adopt {name} --discard",
+            f"let the peer serve; then mend or replace the disk (or free its space) and restart "
+            f"repld; a disk that is new: replctl volume adopt {name} --discard",
         )
     for session in volume.sessions.values():
         if connection_state(session) is ConnectionState.REFUSED and session.refusal:

@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from repl.core.blockmap import BlockMap
+from repl.core.blockmap import BlockMap, runs_of
 from repl.core.handshake import Action
 from repl.core.outbox import MapName
 from repl.core.states import Phase
@@ -63,6 +63,7 @@ class Source:
         self._asked: dict[int, tuple[int, int]] = {}
         #: Ranges equal at the target once it is durable up to the number.
         self._equal: deque[tuple[int, int, int]] = deque()
+        self._cleared_durable = 0
         #: Sent frames that are not acknowledged: (number, bytes of the window).
         self._window: deque[tuple[int, int]] = deque()
         self._window_bytes = 0
@@ -259,11 +260,11 @@ class Source:
         blocks = (length + (1 << shift) - 1) >> shift
         if len(bits) != (blocks + 7) >> 3:
             raise PeerError("DIFFERENT: it does not fit the chunk")
-        number = int.from_bytes(bits, "little")
-        for index in range(blocks):
-            start = offset + (index << shift)
-            size = min(1 << shift, offset + length - start)
-            if number >> index & 1:
+        end = offset + length
+        for differs, first, last in runs_of(bits, blocks):
+            start = offset + (first << shift)
+            size = min(end, offset + (last << shift)) - start
+            if differs:
                 self._copy.mark(start, size)
             else:
                 self._equal.append((seq, start, size))
@@ -275,7 +276,8 @@ class Source:
         while window and window[0][0] <= applied:
             self._window_bytes -= window.popleft()[1]
         # Answers to digests come in any order relative to copies; look at each.
-        if self._equal:
+        if self._equal and durable > self._cleared_durable:
+            self._cleared_durable = durable
             left: deque[tuple[int, int, int]] = deque()
             for seq, offset, length in self._equal:
                 if seq <= durable:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CHECKPOINT_INTERVAL_S = 2.0
 #: A receiver makes what it applied durable at least this often, unasked.
 WATERMARK_INTERVAL_S = 1.0
+#: A longer pause between two ticks is this node's own absence.
+AWAY_S = 2.0
 #: A sync may take this many times longer than an ordinary answer.
 SYNC_PATIENCE = 6
 
@@ -31,6 +33,7 @@ class Upkeep:
         self.synced_at_s = volume.now
         self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
         self._checkpointing = False
+        self._ticked_at_s = volume.now
 
     def checkpoint_given_up(self) -> None:
         """The checkpoint under way will never be told its end: the next one begins anew."""
@@ -39,7 +42,11 @@ class Upkeep:
     def tick(self) -> None:
         """Do whatever is due at the volume's present time."""
         volume = self._volume
+        away_s, self._ticked_at_s = volume.now - self._ticked_at_s, volume.now
         for session in volume.sessions.values():
+            if away_s > AWAY_S:
+                # This process was stopped or the machine slept: no silence of the peer's.
+                session.excuse(away_s)
             self._tick_session(session)
         self._tick_loss()
         if volume.now >= self._checkpoint_at_s:

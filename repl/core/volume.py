@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from repl.core import routing
+from repl.core.blockmap import runs_of
 from repl.core.changes import Changes
 from repl.core.commits import Commits, Syncs
 from repl.core.facts import Facts, Maps, PeerRecord
@@ -24,7 +25,7 @@ from repl.core.session import Session
 from repl.core.states import Phase
 from repl.core.upkeep import Upkeep
 from repl.core.verdict import Verdict, granted, refused
-from repl.core.wire import Type
+from repl.core.wire import Type, encode_body
 from repl.core.writes import ClientWrites
 
 #: Bytes written and not synced that start a sync here without being asked (design §7).
@@ -232,11 +233,11 @@ class Volume:
         session.receiver.applied(seq)
         session.send(Type.DIFFERENT, seq, offset, length, 0, different)
         shift = self.maps.remaining.block_shift
-        number = int.from_bytes(different, "little")
-        for index in range((length + (1 << shift) - 1) >> shift):
-            if not number >> index & 1:
-                start = offset + (index << shift)
-                size = min(1 << shift, offset + length - start)
+        blocks = (length + (1 << shift) - 1) >> shift
+        for differs, first, last in runs_of(different, blocks):
+            if not differs:
+                start = offset + (first << shift)
+                size = min(offset + length, offset + (last << shift)) - start
                 session.receiver.brought(seq, start, size)
 
     # Peers.
@@ -244,6 +245,9 @@ class Volume:
     def peer_up(self, peer: str) -> None:
         """A connection to the peer exists; nothing of an earlier one is left in the engine."""
         if self.failed:
+            body = {"code": "DISK_FAILED", "sentence": f"its copy failed: {self.failed[:400]}"}
+            goodbye = (Type.GOODBYE, 0, 0, 0, 0, 0, encode_body(body))
+            self.outbox.send.setdefault(peer, []).append(goodbye)
             self.outbox.drop.append((peer, "the local copy failed"))
             return
         self.sessions[peer].up()
@@ -283,6 +287,15 @@ class Volume:
                 "ADOPT_NOT_NEEDED",
                 "this copy belongs to the volume already",
                 f"replctl status {self.name}",
+            )
+            self.answer(number, verdict)
+            return
+        holder = next((s.name for s in self.sessions.values() if s.shows_data), "")
+        if self.facts.inconsistent or holder:
+            verdict = refused(
+                "ADOPT_NOT_NEEDED",
+                f"{holder or 'a peer'} holds the volume's data and this copy is new or half copied",
+                f"replctl wait {self.name} --for in-sync",
             )
             self.answer(number, verdict)
             return

@@ -6,7 +6,6 @@ it was read is the core's decision.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from repl.core.outbox import CopyJob
@@ -25,13 +24,13 @@ class Copier:
         backing: Backing,
         threads: IoThreads,
         failed: Callable[[str], None],
-        run: Callable[[], None],
+        in_turn: Callable[[Callable[[], None]], None],
     ) -> None:
         self._volume = volume
         self._backing = backing
         self._threads = threads
         self._failed = failed
-        self._run = run
+        self._in_turn = in_turn
         self._block_bytes = 1 << volume.maps.remaining.block_shift
         self._ready: dict[object, bytearray] = {}
 
@@ -74,15 +73,15 @@ class Copier:
         result: tuple[int, bytearray | None, bytes | None],
         error: Exception | None,
     ) -> None:
-        volume = self._volume
-        volume.turn(time.monotonic(), int(time.time()))
-        if error is not None:
-            self._failed(f"read for a resync: {error}")
-        else:
+        def feed() -> None:
+            if error is not None:
+                self._failed(f"read for a resync: {error}")
+                return
             hole_end, data, digests = result
             if data is not None:
                 self._ready[number] = data
-            volume.chunk_read(peer, number, hole_end, digests)
-        self._run()
+            self._volume.chunk_read(peer, number, hole_end, digests)
+
+        self._in_turn(feed)
         # Sent in this turn, or dropped because a write made it stale or the connection ended.
         self._ready.pop(number, None)

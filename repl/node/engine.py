@@ -78,7 +78,9 @@ class Engine:
         self._answers: dict[int, Callable[[Verdict], None]] = {}
         self._answer_number = 0
         self._applier = Applier(volume, store.backing, self._disk_error)
-        self._copier = Copier(volume, store.backing, self._disk_threads, self._disk_error, self.run)
+        self._copier = Copier(
+            volume, store.backing, self._disk_threads, self._disk_error, self._run_again
+        )
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
         self._shown: tuple[object, ...] = ()
@@ -283,7 +285,7 @@ class Engine:
 
     def run(self) -> None:
         """Take and carry out outboxes until the core asks for nothing more."""
-        if self._running:
+        if self._running or self.closed:
             return
         self._running = True
         begun = time.monotonic()
@@ -324,6 +326,13 @@ class Engine:
         if box.changed or box.answers or box.drop:
             self._on_change()
 
+    def _run_again(self, feed: Callable[[], None]) -> None:
+        """A turn that begins with what a thread brought."""
+        if not self.closed:
+            self._now()
+            feed()
+            self.run()
+
     def _commit(self, commit: Commit) -> None:
         prepared = self._store.metadata.prepare(commit)
         self._commit_threads.run(
@@ -333,6 +342,8 @@ class Engine:
         )
 
     def _committed(self, number: int, error: Exception | None) -> None:
+        if self.closed:
+            return  # delivered while closing: the core is not asked any more
         if error is not None:
             # design §6: a failed metadata sync stops the volume; what it holds is unknown.
             self._on_fatal(f"the metadata cannot be written: {error}")
@@ -347,6 +358,8 @@ class Engine:
         )
 
     def _synced(self, number: int, error: Exception | None) -> None:
+        if self.closed:
+            return
         self._now()
         if error is not None:
             self.volume.disk_failed(f"sync: {error}")
@@ -443,7 +456,8 @@ class Engine:
 
     def _read_done(self, request: Request, buffer: bytearray, error: Exception | None) -> None:
         connection = request.connection
-        assert connection is not None
+        if self.closed or connection is None:
+            return
         if error is not None:
             self._now()
             self._read_failed(request, error)
@@ -474,6 +488,8 @@ class Engine:
             self._loop.call_soon(self._on_lost, name, reason)
 
     def _resume_stalled(self) -> None:
+        if self.closed:
+            return
         stalled, self._stalled = self._stalled, []
         self._now()
         for _connection, requests in stalled:

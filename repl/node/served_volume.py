@@ -16,16 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nbdserver.buffers import ByteBudget
 from nbdserver.connection import Connection
 from nbdserver.export import ExportInfo
 from repl.core.promotion import PromoteRequest
 from repl.core.snapshot import volume_snapshot
+from repl.core.states import Phase
 from repl.core.verdict import Verdict
 from repl.core.volume import Timeouts, Volume
 from repl.errors import Refused, ReplError
 from repl.link.connection import Frame, PeerConnection
 from repl.link.dialer import Dialer
 from repl.link.preamble import Preamble
+from repl.node.closed_status import closed_status
 from repl.node.engine import Engine
 from repl.store.open import Store, adopt_store, open_store
 
@@ -33,6 +36,9 @@ from repl.store.open import Store, adopt_store, open_store
 TRANSIENT_WAIT_S = 5.0
 TRANSIENT_STEP_S = 0.1
 TRANSIENT_CODES = frozenset({"PROMOTE_HANDSHAKE", "PROMOTE_SETTLING", "VOLUME_BUSY"})
+#: Clients of one volume, and the bytes that they may have in flight together.
+CLIENTS_MAX = 256
+CLIENT_BYTES_MAX = 256 << 20
 #: A clean stop hands over within this time, or without.
 LEAVE_TIMEOUT_S = 6.0
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
@@ -68,6 +74,8 @@ class ServedVolume:
         self._link_failure = ""
         self._link_said = ""
         self._stopping = False
+        #: What all clients together may have staged (design §7).
+        self._budget = ByteBudget(CLIENT_BYTES_MAX)
 
     # Opening and closing.
 
@@ -236,8 +244,18 @@ class ServedVolume:
         if self._engine is None or self._stopping:
             sock.close()
             return
+        if len(self._engine.client_names) >= CLIENTS_MAX:
+            self._on_event("warning", f"{peer_name}: refused, {CLIENTS_MAX} clients are attached")
+            sock.close()
+            return
         connection = Connection(
-            self._loop, sock, export, self._engine, leftover, peer_name=peer_name
+            self._loop,
+            sock,
+            export,
+            self._engine,
+            leftover,
+            peer_name=peer_name,
+            budget=self._budget,
         )
         self._engine.add_client(connection)
 
@@ -320,6 +338,13 @@ class ServedVolume:
                 f"replctl demote {self.name}",
                 code="ADOPT_PRIMARY",
             )
+        if engine is not None and discard and may_be_last_copy(engine.volume):
+            raise Refused(
+                f"Cannot discard the copy of {self.name} on {self._node}.",
+                "it may be the only complete one: no connected peer has all of its data",
+                f"connect the peer and wait: replctl wait {self.name} --for in-sync",
+                code="ADOPT_LAST_COPY",
+            )
         if discard or engine is None:
             self._reopen(discard=discard)
             engine = self._engine
@@ -363,7 +388,7 @@ class ServedVolume:
     def status(self) -> dict[str, Any]:
         """The volume's object of design §11, with added fields."""
         if self._engine is None:
-            return self._problem_status()
+            return closed_status(self._settings, self._problem, self._peer_names())
         core = self._engine.volume
         snapshot = volume_snapshot(core)
         primary = self._node if core.is_primary else None
@@ -392,49 +417,16 @@ class ServedVolume:
             "slow_turns": self._engine.slow_turns,
         }
 
-    def _problem_status(self) -> dict[str, Any]:
-        problem = self._problem
-        volume = self._settings["volume"]
-        what = problem.what if problem is not None else "the volume is being opened"
-        return {
-            "name": self.name,
-            "size_bytes": volume["size_bytes"],
-            "role": "secondary",
-            "disk_state": "diskless",
-            "generation": {"counter": 0, "id": ""},
-            "serving": False,
-            "clients": 0,
-            "client_names": [],
-            "promotable": {
-                "ok": False,
-                "reason": what,
-                "next": problem.next_step if problem is not None else "",
-                "code": problem.code if problem is not None else "",
-            },
-            "peers": [
-                {
-                    "name": name,
-                    "connection_state": "disconnected",
-                    "disk_state": "unknown",
-                    "replication_state": "off",
-                    "role": "unknown",
-                    "out_of_sync_bytes": 0,
-                    "resync": None,
-                }
-                for name in self._peer_names()
-            ],
-            "export": {
-                "serving": False,
-                "pending": False,
-                "reason": what,
-                "primary": None,
-                "read_only": False,
-            },
-            "problem": problem.to_json() if problem is not None else None,
-            "worker_pid": os.getpid(),
-            "why": problem.why if problem is not None else "",
-            "next": problem.next_step if problem is not None else "",
-        }
+
+def may_be_last_copy(volume: Volume) -> bool:
+    """Whether discarding this copy could discard the only one that has everything."""
+    facts = volume.facts
+    if facts.fresh or facts.inconsistent or facts.outdated or volume.failed:
+        return False
+    phases = {session.phase for session in volume.sessions.values()}
+    # Elsewhere there is a complete copy, or (split-brain, refused) one that a person chose.
+    elsewhere = {Phase.ESTABLISHED, Phase.TARGET, Phase.SPLIT_BRAIN, Phase.REFUSED}
+    return not phases & elsewhere
 
 
 def random_id() -> int:

@@ -442,3 +442,13 @@ def test_a_peer_dropped_right_after_joining_waits_before_it_joins_again() -> Non
             waited += 0.5
         waits.append(waited)
     assert waits[0] < waits[1] < waits[2] < 60.0
+
+
+def test_adopting_a_copy_that_is_being_filled_is_refused() -> None:
+    """Half a copy of the peer's data must not become the data of the volume."""
+    node = at("first-copy-target")
+    number = node.adopt()
+    node.pair.run()
+    assert not node.answers[number].ok
+    assert node.answers[number].code == "ADOPT_NOT_NEEDED"
+    assert node.volume.facts.fresh

@@ -117,11 +117,23 @@ def test_extend_keeps_what_is_needed_and_enough_of_the_rest(steps: int, needed: 
     for counter in range(1, steps + 1):
         lineage = extend(lineage, generation(counter, counter), needed)
         ids = [entry.id for entry in lineage]
-        assert ids == list(range(counter, counter - len(ids), -1))
+        recent = min(counter, LINEAGE_KEPT)
+        assert ids == sorted(ids, reverse=True)
+        assert ids[:recent] == list(range(counter, counter - recent, -1))
         assert needed & set(range(1, counter + 1)) <= set(ids)
-        assert len(ids) >= min(counter, LINEAGE_KEPT)
         if not needed:
             assert len(ids) <= LINEAGE_KEPT
+
+
+def test_extend_drops_only_what_no_peer_was_offered_and_keeps_its_mark() -> None:
+    lineage: Lineage = ()
+    for counter in range(1, 401):
+        lineage = extend(lineage, generation(counter, counter), {2, 4})
+        if counter == 100:
+            lineage = mark_answered(lineage)
+    ids = [entry.id for entry in lineage]
+    assert ids == [*range(400, 400 - LINEAGE_KEPT, -1), 4, 3, 2]
+    assert answered_since(lineage, 4), "a dropped generation's answer is not forgotten"
 
 
 def test_a_lineage_never_goes_back() -> None:

@@ -6,6 +6,7 @@ The second half plays the peer that breaks the protocol, in every phase of a con
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -419,3 +420,19 @@ def test_ready_that_contradicts_the_start_is_the_peers_error() -> None:
 def test_the_encoder_refuses_a_body_over_the_limit_loudly() -> None:
     with pytest.raises(AssertionError):
         wire.encode_body({"x": "y" * PAYLOAD_BYTES_MAX})
+
+
+def test_a_lineage_longer_than_any_record_is_the_peers_error() -> None:
+    """Else what is stored of it would not fit the superblock, and the worker would end."""
+    node = at("established-secondary")
+    newest = node.volume.facts.generation
+    entries = [
+        hellos.generation_to_json(
+            replace(newest, counter=newest.counter + 2000 - step, id=10**6 + step)
+        )
+        for step in range(1200)
+    ]
+    with pytest.raises(PeerError):
+        node.feed_body(
+            Type.GENERATION, {"volume_id": node.volume.facts.volume_id, "lineage": entries}
+        )

@@ -1,0 +1,58 @@
+"""Whom this node meets: node ids, contact tokens, and a copy that takes a former member's place.
+
+Two nodes that meet store a common random token; nodes that meet again without one in common were
+restored from a backup, a snapshot or a clone (design §5, handshake step 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from repl.core.facts import TOKENS_KEPT
+from repl.core.handshake import Action, Decision
+from repl.core.hello import Hello
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+
+
+def retires_member(session: Session, decision: Decision) -> bool:
+    """Go on without a member whose copy was replaced, before the new copy is met (G4).
+
+    A new disk under a configured name shows a new node id; the old id can never answer again.
+    """
+    volume = session.volume
+    assert session.their_hello is not None
+    replaced = session.is_member and session.node_id != session.their_hello.node_id
+    if not replaced or not volume.is_primary or decision.action is Action.REFUSE:
+        return False
+    if not volume.changes.busy:
+        permit = f"{session.name} shows a new copy in place of the one that was a member"
+        volume.changes.lose([session], permit, answered=session.client_waits)
+    return True
+
+
+def record(session: Session, theirs: Hello) -> int:
+    """Note whom we met; void releases; return the token that this side offers, or 0."""
+    volume = session.volume
+    facts = volume.facts
+    known = facts.peer(session.name)
+    if known.node_id != theirs.node_id:
+        known = replace(known, node_id=theirs.node_id, tokens=(), base_from=0, base_to=0)
+    token = 0
+    if facts.node_id < theirs.node_id:
+        token = _choose_token(session, known.tokens, theirs)
+        if token not in known.tokens:
+            known = replace(known, tokens=(token, *known.tokens)[:TOKENS_KEPT])
+    volume.change_peer(known, released=False, holds_release=False)
+    return token
+
+
+def _choose_token(session: Session, mine: tuple[int, ...], theirs: Hello) -> int:
+    volume = session.volume
+    known_to_peer = theirs.tokens if theirs.known_peer_id == volume.facts.node_id else ()
+    if mine and mine[0] not in known_to_peer[:1]:
+        # The peer has not seen the newest yet: offer it again, make no other.
+        return mine[0]
+    return volume.random_id()
