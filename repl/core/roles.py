@@ -236,6 +236,7 @@ class Roles:
         volume.freeze("demoting")
         if drop_clients:
             volume.outbox.abandon_clients = True
+            volume.writes.go_silent()
         for session in volume.sessions.values():
             if session.phase is Phase.GREETING:
                 session.drop("demotion does not wait for a handshake")
@@ -265,6 +266,7 @@ class Roles:
         # Nobody whose request came after the drain gets an answer here; nothing of it happened.
         volume.outbox.abandon_clients = True
         volume.writes.drop_held()
+        volume.writes.silent = False
         volume.thaw("demoting")
         then()
 

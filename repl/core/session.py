@@ -407,9 +407,8 @@ class Session:
     @property
     def client_waits(self) -> bool:
         """Whether a client's request waits for this member to answer, or to leave the set."""
-        return bool(self.orphans) or any(
-            barrier.waiter is Waiter.CLIENT for barrier in self._orphan_barriers
-        )
+        flushes = (barrier.waiter is Waiter.CLIENT for barrier in self._orphan_barriers)
+        return not self.volume.writes.silent and (bool(self.orphans) or any(flushes))
 
     def ask_sync(self) -> None:
         """Ask the peer to make everything sent until now durable."""

@@ -93,6 +93,8 @@ class ClientWrites:
         self.in_flight: dict[Op, Write] = {}
         #: Launched, and not yet in the local backing.
         self._applying: dict[Op, Write] = {}
+        #: All clients were closed: what was theirs is finished, and answered to nobody.
+        self.silent = False
         #: Numbers the writes of this process; intents remember the last one of each extent.
         self.number = 0
         self.spans = Spans()
@@ -173,6 +175,13 @@ class ClientWrites:
             method, arguments = self._held.popleft()
             method(*arguments)
 
+    def go_silent(self) -> None:
+        """The clients were closed without an answer: nothing in flight is answered any more, so
+        that a generation made only to finish it never counts as having answered."""
+        self.silent = True
+        self._volume.outbox.forget += self._unanswered
+        self._unanswered.clear()
+
     def drop_held(self) -> None:
         """Forget what waited (its clients were abandoned); nothing of it has happened."""
         self._volume.outbox.forget += [arguments[0] for _, arguments in self._held]
@@ -195,6 +204,7 @@ class ClientWrites:
         self._blocked.clear()
         self._unanswered.clear()
         self._flushes.clear()
+        self.silent = False
         self._epoch += 1
 
     def reserve(self, reservation: Reservation) -> None:
@@ -305,6 +315,9 @@ class ClientWrites:
             self._reply(op)
 
     def _reply(self, op: Op) -> None:
+        if self.silent:
+            self._volume.forget(op)
+            return
         if self._may_answer():
             self._volume.outbox.replies.append(op)
             return
