@@ -22,7 +22,7 @@ from repl.core.outbox import Op, Outbox, WriteKind
 from repl.core.promotion import PromoteRequest
 from repl.core.roles import Roles, sole_survivor
 from repl.core.session import Session
-from repl.core.states import Phase
+from repl.core.states import DiskState, Phase, Role
 from repl.core.upkeep import Upkeep
 from repl.core.verdict import Verdict, granted, refused
 from repl.core.wire import Type, encode_body
@@ -425,22 +425,25 @@ class Volume:
     @property
     def role_text(self) -> str:
         """The role's public spelling."""
-        return "primary" if self.is_primary else "secondary"
+        role = Role.PRIMARY if self.is_primary else Role.SECONDARY
+        return str(role.value)
 
     @property
     def disk_state_text(self) -> str:
         """The disk state's public spelling (design §8, §11)."""
         facts = self.facts
         if self.failed:
-            return "failed"
+            return DiskState.FAILED.value
         if facts.inconsistent or facts.fresh:
-            return "inconsistent"
+            return DiskState.INCONSISTENT.value
         if facts.outdated:
-            return "outdated"
+            return DiskState.OUTDATED.value
         settled = all(session.settled for session in self.member_sessions())
         if self.is_primary or settled or sole_survivor(self):
-            return "consistent" if facts.cache_lost and not facts.alone else "up-to-date"
-        return "consistent"
+            doubtful = facts.cache_lost and not facts.alone
+            state = DiskState.CONSISTENT if doubtful else DiskState.UP_TO_DATE
+            return str(state.value)
+        return DiskState.CONSISTENT.value
 
     def answer(self, number: int, verdict: Verdict) -> None:
         """Answer an operator's request."""

@@ -369,7 +369,7 @@ class ServedVolume:
                 discard=discard,
             )
         except ReplError:
-            # Nothing was changed: go on as before, whatever that was.
+            # Go on with whatever is there now: as before, or closed with the problem that it shows.
             self.open()
             raise
         self._serve(store)
