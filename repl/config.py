@@ -106,6 +106,8 @@ class VolumeSettings:
     size_bytes: int
     backing: str
     peers: tuple[str, ...]
+    #: Reserve the backing file's whole space at start, so that it never runs out of room.
+    preallocate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,7 @@ class _Reader:
             size_bytes=self._size((*path, "size"), table["size"]) if "size" in table else 0,
             backing=self._path((*path, "backing"), table, None) or "",
             peers=tuple(table.get("peers", ())),
+            preallocate=table.get("preallocate", False),
         )
 
     def _timeouts(self) -> TimeoutSettings:

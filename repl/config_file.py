@@ -54,6 +54,7 @@ class _Volume(_Table):
     size: Any = Field(description='size = "10GiB"')
     backing: str = Field(description='backing = "/srv/repl/r0.img"')
     peers: list[str] = Field(description='peers = ["beta"], or peers = [] for a single copy')
+    preallocate: bool = False
 
 
 class _Timeouts(_Table):

@@ -134,6 +134,8 @@ class Node:
     timeouts: dict[str, float] = field(default_factory=dict)
     #: Lines for the `[nbd]` table.
     nbd_options: tuple[str, ...] = ()
+    #: Where the backing files are, if not in `folder`.
+    disk_folder: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     #: Every process group this node ever had; all of them must be empty at the end.
     groups: list[int] = field(default_factory=list)
@@ -159,7 +161,7 @@ class Node:
         return self.folder / "state"
 
     def backing(self, volume: str = "r0") -> Path:
-        return self.folder / f"{volume}.img"
+        return (self.disk_folder or self.folder) / f"{volume}.img"
 
     def uri(self, volume: str = "r0") -> str:
         """NBD URI over the Unix socket."""

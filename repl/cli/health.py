@@ -50,6 +50,8 @@ def _critical(volume: Volume) -> Finding | None:
     if volume.disk_state in INCOMPLETE and _no_complete_peer(volume):
         what = f"the copy here is {volume.disk_state}, and no complete one is connected"
         return Finding(Level.CRITICAL, what)
+    if volume.disk_full and volume.role == "primary":
+        return Finding(Level.CRITICAL, "no space is left for the local copy; its requests wait")
     if volume.role == "primary" and not volume.serving:
         reason = (
             "its worker process does not answer" if volume.worker_silent else "it does not serve"
@@ -69,6 +71,8 @@ def _no_complete_peer(volume: Volume) -> bool:
 def _degraded(volume: Volume) -> Finding | None:
     if volume.worker_silent:
         return Finding(Level.DEGRADED, "its worker process does not answer")
+    if volume.disk_full:
+        return Finding(Level.DEGRADED, "no space is left for the copy on this node")
     for peer in volume.peers:
         if not peer.is_in_sync:
             return Finding(Level.DEGRADED, describe_peer(peer))
@@ -76,6 +80,11 @@ def _degraded(volume: Volume) -> Finding | None:
         return Finding(Level.DEGRADED, f"the copy on this node is {volume.disk_state}")
     if not volume.peers and volume.disk_state in ("failed", "diskless", "inconsistent"):
         return Finding(Level.DEGRADED, f"its only copy is {volume.disk_state}")
+    if volume.space_low_bytes is not None:
+        free = units.format_size(volume.space_low_bytes)
+        return Finding(
+            Level.DEGRADED, f"little space under its backing: {free} free, and it may need more"
+        )
     return None
 
 

@@ -69,6 +69,10 @@ class Volume:
     disk_state: str
     serving: bool
     frozen: bool
+    #: Why writes find no room; empty while none waits for it.
+    disk_full: str
+    #: Free bytes under a sparse backing that may soon find no room; None while there is enough.
+    space_low_bytes: int | None
     resume_pending: bool
     worker_silent: bool
     peers: tuple[Peer, ...]
@@ -109,6 +113,8 @@ def read_volume(fields: dict[str, Any]) -> Volume:
         disk_state=_text(fields, "disk_state", UNKNOWN),
         serving=fields.get("serving") is True,
         frozen=fields.get("frozen") is True,
+        disk_full=_text(fields, "disk_full"),
+        space_low_bytes=_space_low(fields),
         resume_pending=True in (export.get("pending"), fields.get("resume_pending")),
         worker_silent=silent or fields.get("worker_silent") is True,
         peers=tuple(_peer(peer) for peer in _tables(fields, "peers")),
@@ -151,6 +157,11 @@ def _problem(fields: dict[str, Any]) -> Problem | None:
         return None
     what = _text(table, "what", "the volume could not be opened")
     return Problem(_text(table, "code", UNKNOWN), what, _text(table, "why"), _text(table, "next"))
+
+
+def _space_low(fields: dict[str, Any]) -> int | None:
+    space = _table(fields, "space") or {}
+    return _count(space, "free_bytes") if space.get("low") is True else None
 
 
 def _promotable(fields: dict[str, Any]) -> Promotable | None:

@@ -224,11 +224,22 @@ class Roles:
                 volume.change_facts(is_primary=False)
             volume.commits.request(lambda: volume.answer(number, granted("this node is secondary")))
             return
-        if self.busy:
+        if self.busy or (volume.full and volume.changes.busy):
             volume.answer(number, refused("VOLUME_BUSY", "another change is in progress"))
+            return
+        if volume.full:
+            self._demote_without_draining(number)
             return
         self._number = number
         self._begin_demotion(Task.DEMOTING, drop_clients, self._demoted)
+
+    def _demote_without_draining(self, number: int) -> None:
+        """Writes wait for room that may never come. They were not answered and are let go; what
+        they may have reached is marked by intents here and there, and is compared at once."""
+        volume = self._volume
+        self.step_down("it is demoted while writes wait for room on its disk")
+        reason = "this node is secondary; writes that waited for room were not carried out"
+        volume.commits.request(lambda: volume.answer(number, granted(reason)))
 
     def _begin_demotion(self, task: Task, drop_clients: bool, then: Callable[[], None]) -> None:
         volume = self._volume
@@ -326,7 +337,11 @@ class Roles:
             self._leave_number = number
             return
         self._number = number
-        if volume.is_primary and not volume.failed:
+        if volume.is_primary and volume.full:
+            # It cannot be drained. Still primary by its record, it resumes when it is back.
+            volume.answer(number, granted("left; writes that waited for room were not answered"))
+            self._number = 0
+        elif volume.is_primary and not volume.failed:
             self._begin_demotion(Task.LEAVING, True, self._hand_over)
         elif volume.failed:
             volume.commits.request(self._left)

@@ -98,5 +98,5 @@ def _object(volume: Volume, session: Session, kind: Type, body: dict[str, Any]) 
         }
         volume.outbox.changed = True
     elif kind is Type.GOODBYE:
-        session.refusal = fields.text("sentence")
+        session.refusal, session.refusal_code = fields.text("sentence"), fields.text("code", 40)
         session.drop(f"{session.name} refused: {session.refusal}")

@@ -17,13 +17,13 @@ from repl.core import hello as hellos
 from repl.core.facts import TOKENS_KEPT
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
-from repl.core.outbox import Op, SendJob, WriteKind
+from repl.core.outbox import SendJob
 from repl.core.progress import Progress
 from repl.core.receiver import Receiver
 from repl.core.source import Source
 from repl.core.states import MIRRORING, Phase, check_transition
-from repl.core.wire import PAYLOAD_BYTES_MAX, Fields, PeerError, Type
-from repl.core.writes import Barrier, Waiter, Write, replicate_to_absent
+from repl.core.wire import ZERO_BYTES_MAX, Fields, PeerError, Type
+from repl.core.writes import Barrier, Waiter, Write, replicate_to_absent, send_write
 
 if TYPE_CHECKING:
     from repl.core.volume import Volume
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 #: time up to the maximum (design §5, G5): each join and loss costs its primary two generations.
 JOIN_PROBATION_S = 60.0
 JOIN_WAIT_S_MAX = 16.0
-#: ZERO frames of a TRIM carry this flag; the peer may deallocate.
-FLAG_PUNCH = 1
 
 
 class Session:
@@ -56,8 +54,8 @@ class Session:
         #: Payload bytes of copies and digests sent since the start, without mirrored writes.
         self.resync_sent_bytes = 0
         self.decision: Decision | None = None
-        #: Why the peer refused the last connection; empty once it says hello.
-        self.refusal = ""
+        #: Why the peer refused the last connection, and its code; empty once it says hello.
+        self.refusal = self.refusal_code = ""
         #: Acknowledgements that wait for this member while it is away or being settled.
         self.orphans: list[Write] = []
         self._orphan_barriers: list[Barrier] = []
@@ -149,6 +147,8 @@ class Session:
         """Send the hello once all facts are stored and no generation is being made."""
         if self.phase is not Phase.GREETING or self.my_hello or self.volume.changes.busy:
             return
+        if self.volume.writes.disk_owes:
+            return  # `ClientWrites.disk_done` greets when the disk lets go of the last of them
         self.volume.commits.when_stored(self.volume.facts, self._send_hello)
 
     def _send_hello(self) -> None:
@@ -231,7 +231,7 @@ class Session:
         """The peer's facts arrived."""
         if self.phase is not Phase.GREETING or self.their_hello is not None:
             raise PeerError("HELLO: not expected now")
-        self.refusal = ""
+        self.refusal = self.refusal_code = ""
         self.their_hello = hellos.from_json(body)
         if self.their_hello.volume != self.volume.name:
             raise PeerError(f"HELLO: it is about the volume {self.their_hello.volume!r}")
@@ -351,6 +351,14 @@ class Session:
         """Queue a control frame with a JSON body."""
         self.send(kind, source=wire.encode_body(body))
 
+    def send_zeroes(self, kind: Type, offset: int, length: int, flags: int) -> int:
+        """Queue a range of zeroes as frames of the stream; return the last one's number."""
+        end = offset + length
+        while end - offset > ZERO_BYTES_MAX:
+            self.send_numbered(kind, offset, ZERO_BYTES_MAX, flags, None)
+            offset += ZERO_BYTES_MAX
+        return self.send_numbered(kind, offset, end - offset, flags, None)
+
     def send_numbered(
         self, kind: Type, offset: int, length: int, flags: int, source: object
     ) -> int:
@@ -366,24 +374,13 @@ class Session:
         if not self.mirroring:
             replicate_to_absent(self, write)
             return
-        seq = self._send_write(write)
+        seq = send_write(self, write)
         self._recent.append((seq, write.offset, write.length))
         if self.source is not None:
             self.source.write_launched(write.offset, write.length)
         if self.is_member:
             write.waiting += 1
             self._awaiting.append((seq, write))
-
-    def _send_write(self, write: Write) -> int:
-        if write.kind is not WriteKind.WRITE:
-            flags = FLAG_PUNCH if write.kind is WriteKind.TRIM else 0
-            return self.send_numbered(Type.ZERO, write.offset, write.length, flags, None)
-        op: Op = write.op
-        offset, end = write.offset, write.offset + write.length
-        while end - offset > PAYLOAD_BYTES_MAX:
-            self.send_numbered(Type.WRITE, offset, PAYLOAD_BYTES_MAX, 0, op)
-            offset += PAYLOAD_BYTES_MAX
-        return self.send_numbered(Type.WRITE, offset, end - offset, 0, op)
 
     def require_durable(self, barrier: Barrier) -> None:
         """Tell the barrier when all that was sent until now is durable at the peer."""

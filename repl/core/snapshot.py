@@ -35,7 +35,8 @@ def volume_snapshot(volume: Volume) -> dict[str, Any]:
         "disk_state": volume.disk_state_text,
         "generation": generation,
         "serving": volume.serving,
-        "frozen": volume.serving and volume.frozen,
+        "frozen": volume.serving and (volume.frozen or bool(volume.full)),
+        "disk_full": volume.full,
         "resume_pending": volume.roles.resume_pending,
         "pending_requests": volume.writes.pending,
         "hot_extents": len(volume.intents.hot),
@@ -93,6 +94,8 @@ def _peer_snapshot(session: Session) -> dict[str, Any]:
         "replication_state": replication_state(session).value,
         "role": session.peer_status.get("role", "unknown"),
         "phase": session.phase.value,
+        "refusal": session.refusal,
+        "refusal_code": session.refusal_code,
         "in_sync": session.settled,
         "member": session.is_member,
         "contact_lost_time_s": None if session.connected else session.contact_lost_wall_s,
@@ -110,6 +113,24 @@ def _peer_snapshot(session: Session) -> dict[str, Any]:
     }
 
 
+_NEXT_OTHERWISE = "compare the configurations of {node} and {peer}"
+_NEXT_OF_REFUSAL = {
+    "DISK_FULL": "make room under {volume}'s backing on {peer}; it comes back by itself",
+    "DISK_FAILED": "mend or replace the disk of {peer}, then restart repld there",
+}
+
+
+def _full_why_and_next(volume: Volume) -> tuple[str, str]:
+    why = f"no space is left for the local copy: {volume.full}"
+    if not volume.is_primary:
+        return why, "make room under the backing; the copy is brought up to date by itself then"
+    return (
+        f"{why}; {volume.writes.pending} requests wait, none is failed",
+        "make room under the backing, and they go on; or let the peer serve: "
+        f"replctl demote {volume.name} --drop-clients, then promote there",
+    )
+
+
 def _why_and_next(volume: Volume) -> tuple[str, str]:
     """The one thing most worth knowing about the volume, and what to run."""
     name = volume.name
@@ -119,10 +140,14 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
             f"let the peer serve; then mend or replace the disk (or free its space) and restart "
             f"repld; a disk that is new: replctl volume adopt {name} --discard",
         )
+    if volume.full:
+        return _full_why_and_next(volume)
     for session in volume.sessions.values():
         if connection_state(session) is ConnectionState.REFUSED and session.refusal:
             why = f"{session.name} refuses the connection: {session.refusal}"
-            return why, f"compare the configurations of {volume.node} and {session.name}"
+            return why, _NEXT_OF_REFUSAL.get(session.refusal_code, _NEXT_OTHERWISE).format(
+                volume=name, node=volume.node, peer=session.name
+            )
         decision = session.decision
         if session.phase in (Phase.REFUSED, Phase.SPLIT_BRAIN, Phase.IDLE) and decision is not None:
             return decision.sentence, decision.next_step

@@ -18,7 +18,7 @@ from repl.core.blockmap import BlockMap, runs_of
 from repl.core.handshake import Action
 from repl.core.outbox import MapName
 from repl.core.states import Phase
-from repl.core.wire import PAYLOAD_BYTES_MAX, Fields, PeerError, Type
+from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, Fields, PeerError, Type
 from repl.core.writes import Reservation
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Source:
             self._window_bytes -= chunk.length
             self._dirty.clear(chunk.offset, length)
             return
-        seq = self._session.send_numbered(Type.RESYNC_ZERO, chunk.offset, length, 1, None)
+        seq = self._session.send_zeroes(Type.RESYNC_ZERO, chunk.offset, length, FLAG_PUNCH)
         self._sent(seq, chunk.length, 0)
         self._equal.append((seq, chunk.offset, length))
 

@@ -111,7 +111,7 @@ class Upkeep:
         if any(not session.settled for session in volume.member_sessions()):
             return
         self._checkpointing = True
-        number, generation = volume.writes.launched_number, volume.facts.generation.id
+        number, generation = volume.writes.written_number, volume.facts.generation.id
         seqs = {session.name: session.sent_seq for session in volume.sessions.values()}
         volume.writes.barrier(
             Waiter.UPKEEP, lambda: self._checkpoint_durable(number, generation, seqs)

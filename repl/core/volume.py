@@ -69,6 +69,8 @@ class Volume:
         self.outbox = Outbox()
         #: Why the local copy failed; empty while it is good.
         self.failed = ""
+        #: Which write finds no room on the backing's filesystem; empty while none waits for room.
+        self.full = ""
         self.is_primary = False
         self._freezes: set[str] = set()
         self._chunk_number = 0
@@ -217,6 +219,40 @@ class Volume:
             else:
                 session.drop(f"the local copy failed: {self.failed}")
 
+    def no_space(self, reason: str) -> None:
+        """The backing takes no new blocks: nothing is lost, and what needs room waits (design §7).
+
+        A primary's write stays in flight until the engine reports it done. A receiver lets go of
+        its peers instead, so that the primary goes on without this copy: nothing behind the frame
+        that found no room is applied, and that frame is not acknowledged.
+        """
+        if self.full or self.failed:
+            return
+        self.full = reason
+        self.note("error", f"no space is left for the local copy: {reason}")
+        if not self.is_primary:
+            for session in self.sessions.values():
+                if session.connected:
+                    session.drop("no space is left for the local copy")
+                    self._dismiss(session.name)
+        self.outbox.changed = True
+
+    def space_back(self) -> None:
+        """Nothing waits for room any more."""
+        if self.full:
+            self.full = ""
+            self.note("info", "the local copy has room again")
+            self.outbox.changed = True
+
+    def _dismiss(self, peer: str) -> None:
+        """Say why this copy takes no connection now, as the last frame on one."""
+        if self.failed:
+            code, sentence = "DISK_FAILED", f"its copy failed: {self.failed[:400]}"
+        else:
+            code, sentence = "DISK_FULL", f"its copy has no space left: {self.full[:400]}"
+        body = encode_body({"code": code, "sentence": sentence})
+        self.outbox.send.setdefault(peer, []).append((Type.GOODBYE, 0, 0, 0, 0, 0, body))
+
     def chunk_read(self, peer: str, number: int, hole_end: int, digests: bytes | None) -> None:
         """A `CopyJob` is done: `hole_end` > 0 if the chunk is a hole up to there."""
         source = self.sessions[peer].source
@@ -244,11 +280,9 @@ class Volume:
 
     def peer_up(self, peer: str) -> None:
         """A connection to the peer exists; nothing of an earlier one is left in the engine."""
-        if self.failed:
-            body = {"code": "DISK_FAILED", "sentence": f"its copy failed: {self.failed[:400]}"}
-            goodbye = (Type.GOODBYE, 0, 0, 0, 0, 0, encode_body(body))
-            self.outbox.send.setdefault(peer, []).append(goodbye)
-            self.outbox.drop.append((peer, "the local copy failed"))
+        if self.failed or (self.full and not self.is_primary):
+            self._dismiss(peer)
+            self.outbox.drop.append((peer, "the local copy takes nothing"))
             return
         self.sessions[peer].up()
 

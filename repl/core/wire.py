@@ -18,6 +18,10 @@ MAGIC = b"RF"
 VERSION = 1
 #: The one declared limit for both ends.
 PAYLOAD_BYTES_MAX = 256 << 10
+#: A longer range of zeroes is sent as several frames, so that acknowledgements show progress.
+ZERO_BYTES_MAX = 64 << 20
+#: ZERO and RESYNC_ZERO frames with this flag let the receiver give the range's space back.
+FLAG_PUNCH = 1
 HEADER = struct.Struct(">2sBBIQQQQII")
 HEADER_BYTES = HEADER.size
 assert HEADER_BYTES == 48

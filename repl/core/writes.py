@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from repl.core.lineage import mark_answered
 from repl.core.outbox import Op, WriteKind
 from repl.core.spans import Spans
+from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, Type
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -130,13 +131,26 @@ class ClientWrites:
         )
 
     @property
-    def launched_number(self) -> int:
-        """Every write with this number or a lower one has been launched (sent and written).
+    def written_number(self) -> int:
+        """Every write with this number or a lower one has been sent and is in the local backing.
 
-        One that waits for an intent commit has touched its extents already: they stay marked.
+        One that waits for an intent commit, or for room on the disk, has touched its extents
+        already: they stay marked.
         """
-        waiting = [write.number for write in self.in_flight.values() if not write.launched]
+        waiting = [
+            write.number
+            for write in self.in_flight.values()
+            if not write.launched or write.op in self._applying
+        ]
         return min(waiting) - 1 if waiting else self.number
+
+    @property
+    def disk_owes(self) -> bool:
+        """Whether the local disk still works on a write that was abandoned.
+
+        No handshake begins meanwhile: it would land on top of what the peer brings.
+        """
+        return bool(self._abandoned)
 
     @property
     def pending(self) -> int:
@@ -234,6 +248,9 @@ class ClientWrites:
             if op in self._abandoned:
                 self._abandoned.discard(op)
                 self._volume.forget(op)
+                if not self._abandoned:
+                    for session in self._volume.sessions.values():
+                        session.greet()
             return
         self._applying.pop(op, None)
         self._volume.syncs.unsynced_bytes += write.length
@@ -355,3 +372,16 @@ def replicate_to_absent(session: Session, write: Write) -> None:
         write.waiting += 1
         session.orphans.append(write)
         session.need()
+
+
+def send_write(session: Session, write: Write) -> int:
+    """Send a write as frames of the stream; return the last one's number."""
+    if write.kind is not WriteKind.WRITE:
+        flags = FLAG_PUNCH if write.kind is WriteKind.TRIM else 0
+        return session.send_zeroes(Type.ZERO, write.offset, write.length, flags)
+    op: Op = write.op
+    offset, end = write.offset, write.offset + write.length
+    while end - offset > PAYLOAD_BYTES_MAX:
+        session.send_numbered(Type.WRITE, offset, PAYLOAD_BYTES_MAX, 0, op)
+        offset += PAYLOAD_BYTES_MAX
+    return session.send_numbered(Type.WRITE, offset, end - offset, 0, op)

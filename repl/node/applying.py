@@ -1,39 +1,109 @@
 """Carrying out a peer's frames on the backing, in their order: writes, zeroes, digest comparisons.
 
-All of it happens inside the turn, straight into the page cache, so that one cumulative
-acknowledgement at the turn's end covers it. Decides nothing.
+All of it happens inside turns, straight into the page cache, so that one cumulative acknowledgement
+at a turn's end covers it. Nothing behind a frame that failed or found no room is applied. Decides
+nothing.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
 
 from repl.core.outbox import ApplyJob
-from repl.core.session import FLAG_PUNCH
 from repl.core.volume import Volume
-from repl.core.wire import DIGEST_BYTES, Type
-from repl.store.backing import Backing
+from repl.core.wire import DIGEST_BYTES, FLAG_PUNCH, Type
+from repl.store.backing import NO_ROOM, Backing
 
 
 class Applier:
-    """Applies `ApplyJob`s; a disk error goes to `failed` and stops the batch."""
+    """Applies `ApplyJob`s strictly in their order; a disk error goes to `failed` and ends all.
 
-    def __init__(self, volume: Volume, backing: Backing, failed: Callable[[str], None]) -> None:
+    What does not fit into `slice_s` of a turn is gone on with in the next ones, `in_next_turn`;
+    without a slice everything is applied at once.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        backing: Backing,
+        failed: Callable[[str], None],
+        slice_s: float = 0.0,
+        in_next_turn: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
         self._volume = volume
         self._backing = backing
         self._failed = failed
+        self._slice_s = slice_s
+        self._in_next_turn = in_next_turn
+        self._scheduled = False
         self._block_bytes = 1 << volume.maps.remaining.block_shift
+        self._jobs: list[ApplyJob] = []
+        #: The range for which there was no room; probed until there is.
+        self._wanted: tuple[int, int] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether frames wait for a next turn; their payloads are still needed, and no sync that
+        the core asked for may begin."""
+        return bool(self._jobs)
+
+    @property
+    def starved(self) -> bool:
+        """Whether the last frame found no room."""
+        return self._wanted is not None
 
     def apply(self, jobs: list[ApplyJob]) -> None:
-        """Carry out a turn's jobs in order."""
-        index = 0
+        """Carry out a turn's jobs in order, behind those that wait already."""
+        self._jobs += jobs
+        if not self._scheduled:
+            self._work()
+
+    def discard(self, peer: str) -> None:
+        """The connection ended: what was not applied of it never will be."""
+        self._jobs = [job for job in self._jobs if job[0] != peer]
+
+    def probe(self) -> None:
+        """Look whether there is room for what found none; tell the core if so."""
+        assert self._wanted is not None
+        try:
+            self._backing.reserve(*self._wanted)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                return
+            self._failed(f"write: {error}")
+        self._wanted = None
+        self._volume.space_back()
+
+    def _continue(self) -> None:
+        self._scheduled = False
+        self._work()
+
+    def _work(self) -> None:
+        until_s = time.monotonic() + self._slice_s if self._slice_s else math.inf
+        jobs, index = self._jobs, 0
         try:
             while index < len(jobs):
                 index = self._apply_run(jobs, index)
+                if index < len(jobs) and time.monotonic() > until_s:
+                    break
         except OSError as error:
-            self._failed(f"write for {jobs[0][0]}: {error}")
+            self._jobs = []
+            peer, _kind, _seq, offset, length, *_ = jobs[index]
+            if error.errno in NO_ROOM:
+                self._wanted = (offset, length)
+                self._volume.no_space(f"{error.strerror or error} ({length} bytes at {offset})")
+            else:
+                self._failed(f"write for {peer}: {error}")
+            return
+        self._jobs = jobs[index:]
+        if self._jobs:
+            assert self._in_next_turn is not None
+            self._scheduled = True
+            self._in_next_turn(self._continue)
 
     def _apply_run(self, jobs: list[ApplyJob], index: int) -> int:
         """Apply one job, or several adjacent writes at once; return the index behind them."""

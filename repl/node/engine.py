@@ -35,6 +35,8 @@ from repl.core.wire import PeerError, Type
 from repl.link.connection import Frame, PeerConnection
 from repl.node.applying import Applier
 from repl.node.copying import Copier
+from repl.node.reading import Reader
+from repl.node.writing import Writer
 from repl.store.iothreads import IoThreads
 from repl.store.open import Store
 
@@ -43,6 +45,10 @@ PEER_UNSENT_BYTES_MAX = 64 << 20
 TICK_S = 0.2
 #: Turns longer than this are counted and shown.
 SLOW_TURN_S = 0.1
+#: How long a turn may apply a peer's frames before the rest waits for the next one.
+APPLY_SLICE_S = 0.05
+#: How often a disk without room is tried again.
+ROOM_INTERVAL_S = 1.0
 
 
 class Engine:
@@ -77,10 +83,21 @@ class Engine:
         self._stalled: list[tuple[Connection, Sequence[Request]]] = []
         self._answers: dict[int, Callable[[Verdict], None]] = {}
         self._answer_number = 0
-        self._applier = Applier(volume, store.backing, self._disk_error)
+        self._applier = Applier(
+            volume, store.backing, self._disk_error, APPLY_SLICE_S, self._in_next_turn
+        )
+        self._writer = Writer(
+            volume, store.backing, self._disk_threads, self._disk_error, self._run_again
+        )
+        self._reader = Reader(
+            volume, store.backing, self._disk_threads, self._disk_error, self._run_again
+        )
+        #: Number of a sync that waits until all frames are applied, or 0.
+        self._sync_waiting = 0
         self._copier = Copier(
             volume, store.backing, self._disk_threads, self._disk_error, self._run_again
         )
+        self._room_at_s = 0.0
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
         self._shown: tuple[object, ...] = ()
@@ -99,7 +116,17 @@ class Engine:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._now()
         self.volume.tick()
+        self._look_for_room()
         self.run()
+
+    def _look_for_room(self) -> None:
+        if self.volume.now < self._room_at_s:
+            return
+        self._room_at_s = self.volume.now + ROOM_INTERVAL_S
+        if self._writer.starved:
+            self._writer.retry()
+        if self._applier.starved:
+            self._applier.probe()
 
     def close(self) -> None:
         """Carry out the last commit and let go of everything. Blocks for what is under way."""
@@ -109,6 +136,7 @@ class Engine:
         self.abandon_clients()
         for peer in list(self._peers.values()):
             peer.close()
+        self._writer.close()
         self._disk_threads.close()
         self._commit_threads.close()
 
@@ -202,6 +230,7 @@ class Engine:
         self._now()
         if old is not None:
             old.close()
+            self._applier.discard(name)
             self.volume.peer_down(name, "replaced by a newer connection")
             self.run()
         self._peers[name] = peer
@@ -237,7 +266,8 @@ class Engine:
         except PeerError as error:
             volume.sessions[name].broke_protocol(error)
         self.run()
-        if volume.sessions[name].receiver.backlog and not peer.closed:
+        backlog = volume.sessions[name].receiver.backlog or self._applier.busy
+        if backlog and not peer.closed:
             peer.keep_received()
 
     def peer_lost(self, name: str, peer: PeerConnection, reason: str) -> None:
@@ -246,6 +276,7 @@ class Engine:
             return
         del self._peers[name]
         self._now()
+        self._applier.discard(name)
         self.volume.peer_down(name, reason)
         self.run()
         self._on_lost(name, reason)
@@ -292,6 +323,9 @@ class Engine:
         try:
             while not (box := self.volume.take()).empty:
                 self._carry_out(box)
+                self._start_sync()
+                if self._writer.starved and not self.volume.is_primary:
+                    self._writer.let_go()
         finally:
             self._running = False
         self.turns += 1
@@ -306,13 +340,14 @@ class Engine:
         for name, jobs in box.send.items():
             self._send(name, jobs)
         if box.disk:
-            self._write(box)
+            self._writer.write(box.disk)
         if box.apply:
             self._applier.apply(box.apply)
         if box.copies:
             self._copier.read(box.copies)
         if box.sync:
-            self._sync(box.sync)
+            # It covers all frames given out until now: those that wait for a turn come first.
+            self._sync_waiting = box.sync
         self._answer_clients(box)
         if box.abandon_clients or box.forget:
             self._abandon(box)
@@ -326,8 +361,11 @@ class Engine:
         if box.changed or box.answers or box.drop:
             self._on_change()
 
+    def _in_next_turn(self, feed: Callable[[], None]) -> None:
+        self._loop.call_soon(self._run_again, feed)
+
     def _run_again(self, feed: Callable[[], None]) -> None:
-        """A turn that begins with what a thread brought."""
+        """A turn that begins with what a thread brought, or with what the last one left."""
         if not self.closed:
             self._now()
             feed()
@@ -351,6 +389,11 @@ class Engine:
         self._now()
         self.volume.metadata_done(number)
         self.run()
+
+    def _start_sync(self) -> None:
+        if self._sync_waiting and not self._applier.busy:
+            number, self._sync_waiting = self._sync_waiting, 0
+            self._sync(number)
 
     def _sync(self, number: int) -> None:
         self._disk_threads.run(
@@ -391,35 +434,6 @@ class Engine:
                 peer.send(payload, hold)
         peer.flush()
 
-    def _write(self, box: Outbox) -> None:
-        backing, volume = self._backing, self.volume
-        jobs = box.disk
-        index = 0
-        try:
-            while index < len(jobs):
-                op, kind, start, length = jobs[index]
-                index += 1
-                if kind == WriteKind.WRITE:
-                    buffers = [op.payload]  # type: ignore[attr-defined]
-                    end = start + length
-                    # Adjacent writes of one turn go down in one call.
-                    while index < len(jobs) and jobs[index][2] == end:
-                        if jobs[index][1] != WriteKind.WRITE or len(buffers) == 256:
-                            break
-                        buffers.append(jobs[index][0].payload)  # type: ignore[attr-defined]
-                        end += jobs[index][3]
-                        index += 1
-                    backing.pwritev(buffers, start)
-                elif kind == WriteKind.TRIM:
-                    backing.punch(start, length)
-                else:
-                    backing.zero(start, length)
-        except OSError as error:
-            self._disk_error(f"write: {error}")
-            return
-        for op, *_ in jobs:
-            volume.disk_done(op)
-
     def _disk_error(self, reason: str) -> None:
         self.volume.disk_failed(reason)
 
@@ -430,46 +444,9 @@ class Engine:
             connection.reply(request)
             answered.add(connection)
         for request in box.reads:
-            self._read(request, answered)  # type: ignore[arg-type]
+            self._reader.read(request, answered)  # type: ignore[arg-type]
         for connection in answered:
             connection.send_replies()
-
-    def _read(self, request: Request, answered: set[Connection]) -> None:
-        connection = request.connection
-        assert connection is not None
-        buffer = bytearray(request.length)
-        try:
-            cached = self._backing.preadv_cached(buffer, request.offset)
-        except OSError as error:
-            self._read_failed(request, error)
-            return
-        if cached:
-            connection.reply(request, data=buffer)
-            answered.add(connection)
-            return
-        self._disk_threads.run(
-            self._backing.preadv,
-            [buffer],
-            request.offset,
-            done=lambda _result, error: self._read_done(request, buffer, error),
-        )
-
-    def _read_done(self, request: Request, buffer: bytearray, error: Exception | None) -> None:
-        connection = request.connection
-        if self.closed or connection is None:
-            return
-        if error is not None:
-            self._now()
-            self._read_failed(request, error)
-            self.run()
-            return
-        connection.reply(request, data=buffer)
-        connection.send_replies()
-
-    def _read_failed(self, request: Request, error: Exception) -> None:
-        # Silence, not an error: the client re-sends where the data can be read (design §7).
-        self._disk_error(f"read: {error}")
-        self.volume.forget(request)
 
     def _abandon(self, box: Outbox) -> None:
         if box.abandon_clients:
@@ -481,6 +458,7 @@ class Engine:
                 connection.reply(request)
 
     def _drop(self, name: str, reason: str) -> None:
+        self._applier.discard(name)
         peer = self._peers.pop(name, None)
         if peer is not None:
             peer.flush()

@@ -31,6 +31,8 @@ from repl.link.preamble import Preamble
 from repl.node.closed_status import closed_status
 from repl.node.engine import Engine
 from repl.store.open import Store, adopt_store, open_store
+from repl.store.space import space_of
+from repl.store.stamp import BackingKind
 
 #: Refusals that pass by themselves are asked again for this long before they are given out.
 TRANSIENT_WAIT_S = 5.0
@@ -106,6 +108,8 @@ class ServedVolume:
         self._store = store
         for report in store.reports:
             self._on_event("warning", report)
+        if self._settings["volume"].get("preallocate"):
+            self._reserve_space(store)
         # Only configured peers take part; records of others stay in the facts.
         for name in set(store.maps.dirty) - set(self._peer_names()):
             del store.maps.dirty[name]
@@ -137,6 +141,18 @@ class ServedVolume:
         self._engine.start()
         self._start_link()
         self._on_change()
+
+    def _reserve_space(self, store: Store) -> None:
+        """`preallocate`: what cannot be reserved is said, and the volume is served all the same."""
+        backing = store.backing
+        try:
+            reserved = backing.reserve(0, backing.size_bytes)
+        except OSError as error:
+            self._on_event("warning", f"preallocate: {backing.path}: {error.strerror}")
+            return
+        backing.keeps_space = reserved
+        if not reserved and backing.kind is BackingKind.FILE:
+            self._on_event("warning", f"preallocate: {backing.path}: not possible there")
 
     async def stop(self) -> None:
         """A clean stop: hand over, sync, say in the metadata that the close was clean."""
@@ -391,6 +407,7 @@ class ServedVolume:
             return closed_status(self._settings, self._problem, self._peer_names())
         core = self._engine.volume
         snapshot = volume_snapshot(core)
+        space = space_of(self._store.backing) if self._store is not None else None
         primary = self._node if core.is_primary else None
         for peer in snapshot["peers"]:
             if peer["role"] == "primary":
@@ -413,6 +430,7 @@ class ServedVolume:
                 "can_multi_conn": True,
             },
             "problem": None,
+            "space": None if space is None else space.to_json(),
             "worker_pid": os.getpid(),
             "slow_turns": self._engine.slow_turns,
         }

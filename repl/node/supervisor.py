@@ -187,6 +187,7 @@ def worker_settings(config: Config, volume: VolumeSettings) -> dict[str, Any]:
             "name": volume.name,
             "size_bytes": volume.size_bytes,
             "backing": volume.backing,
+            "preallocate": volume.preallocate,
         },
         "state_dir": config.node.state_dir,
         "peer": None

@@ -22,6 +22,8 @@ from repl.store.stamp import BackingKind, Stamp
 
 #: The extended attribute with the random id by which a backing file is recognised.
 TAG_ATTRIBUTE = "user.repl.id"
+#: What the system says when there is no room (or no quota) for new blocks. Nothing is lost by it.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: Zeroes are written in pieces of this size where the system cannot make them.
 ZERO_BYTES = 1 << 20
 #: Buffers that one system call takes (IOV_MAX of Linux).
@@ -46,6 +48,8 @@ class Backing:
         #: Ranges given to the device must be multiples of this; a file takes any.
         self.alignment_bytes = _sector_bytes(fd) if self.kind is BackingKind.BLOCK else 1
         self._fd = fd
+        #: Trimmed ranges keep their space (a backing whose space was reserved).
+        self.keeps_space = False
         self._can_punch = True
         self._can_zero = True
         self._sync_failed = False
@@ -91,6 +95,10 @@ class Backing:
             backing = cls(path, fd)
             undo.pop_all()
             return backing
+
+    def fileno(self) -> int:
+        """The descriptor, for asking the system about the file."""
+        return self._fd
 
     def close(self) -> None:
         """Close the descriptor, and with it the lock. No thread may be inside another method."""
@@ -153,7 +161,13 @@ class Backing:
             raise
 
     def punch(self, offset: int, length: int) -> None:
-        """Make exactly this range read as zeroes and give back what space it can."""
+        """Make exactly this range read as zeroes and give back what space it can.
+
+        A backing that keeps its space gives nothing back: the next write there needs none.
+        """
+        if self.keeps_space:
+            self.zero(offset, length)
+            return
         assert offset >= 0 and length >= 0 and offset + length <= self.size_bytes
         start, end = self._aligned(offset, length)
         if start < end and self._can_punch:
@@ -186,6 +200,14 @@ class Backing:
             count = min(ZERO_BYTES, end - start)
             self.pwritev([_ZEROES if count == ZERO_BYTES else bytes(count)], start)
             start += count
+
+    def reserve(self, offset: int, length: int) -> bool:
+        """Make sure that the range can be written without new blocks; what it reads stays.
+
+        False where the system cannot do that; raises OSError (`NO_ROOM`).
+        """
+        assert offset >= 0 and length > 0 and offset + length <= self.size_bytes
+        return self.kind is BackingKind.FILE and fallocate.reserve(self._fd, offset, length)
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Return the first range (start, end) at or after `offset` that may hold data, or None.

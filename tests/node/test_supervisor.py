@@ -184,6 +184,7 @@ def test_worker_gets_its_settings_and_its_events_reach_the_log(tmp_path: Path) -
                     "name": "r0",
                     "size_bytes": 1 << 20,
                     "backing": str(tmp_path / "r0.img"),
+                    "preallocate": False,
                 }
                 assert settings["peer"] == {"name": "beta", "addresses": ["127.0.0.1:7799"]}
                 assert settings["listen_peer_port"] == config.node.listen.port  # type: ignore[union-attr]

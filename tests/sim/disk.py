@@ -111,6 +111,11 @@ class DataDisk(SectorDisk):
             if first < last:
                 self.allocated[first:last] = bytes(last - first)
 
+    def is_allocated(self, offset: int, length: int) -> bool:
+        """Whether no block of the range is a hole."""
+        first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1
+        return 0 not in self.allocated[first:last]
+
     def hole_end(self, offset: int) -> int:
         """Return where the hole at `offset` ends; `offset` itself if there is none."""
         block = self.allocated.find(1, offset // BLOCK_BYTES)

@@ -5,16 +5,18 @@ A commit is carried out as its single writes and syncs, so that a crash may come
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, cast
 
-from repl.core.outbox import ApplyJob, Commit, CopyJob, DiskJob, WriteKind
+from repl.core.outbox import ApplyJob, Commit, CopyJob, DiskJob
 from repl.core.states import Phase
 from repl.core.volume import Volume
 from repl.node.applying import Applier, digests_of
+from repl.node.writing import Writer
 from repl.store.backing import Backing
+from repl.store.iothreads import IoThreads
 from repl.store.metadata import Metadata
 from tests.sim.disk import SECTOR_BYTES, Loss
-from tests.sim.ledger import Op
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -46,8 +48,18 @@ class _Backing:
         (buffer,) = buffers
         buffer[:] = self._node.data.pread(offset, len(buffer))
 
+    def _take_room(self, offset: int, length: int) -> None:
+        """On a full disk only blocks that exist can be written."""
+        if self._node.full and not self._node.data.is_allocated(offset, length):
+            raise OSError(errno.ENOSPC, "no room in the simulated disk")
+
+    def reserve(self, offset: int, length: int) -> bool:
+        self._take_room(offset, length)
+        return True
+
     def pwritev(self, buffers: list[bytes], offset: int) -> None:
         for buffer in buffers:
+            self._take_room(offset, len(buffer))
             self._node.effect()
             self._node.laws.data_written(offset, len(buffer))
             self._node.data.write(offset, buffer)
@@ -60,6 +72,8 @@ class _Backing:
         self._zero(offset, length, punch=False)
 
     def _zero(self, offset: int, length: int, *, punch: bool) -> None:
+        if not punch:
+            self._take_room(offset, length)
         self._node.effect()
         self._node.laws.data_written(offset, length)
         self._node.data.zero(offset, length, punch=punch)
@@ -73,6 +87,10 @@ class DiskWork:
         self._metadata = metadata
         self._backing = _Backing(node)
         self._applier = Applier(volume, cast(Backing, self._backing), node.disk_failed)
+        threads = cast(IoThreads, None)  # no simulated zeroing is so long that it needs them
+        self._writer = Writer(
+            volume, cast(Backing, self._backing), threads, node.disk_failed, lambda feed: feed()
+        )
         #: Chunks that were read for a resync and are not sent yet.
         self.ready: dict[int, bytes] = {}
 
@@ -125,15 +143,20 @@ class DiskWork:
             )
         self._node.core.metadata_done(commit.number)
 
-    def write(self, job: DiskJob) -> None:
-        op, kind, offset, length = job
-        assert isinstance(op, Op)
-        if kind == WriteKind.WRITE:
-            self._backing.pwritev([op.payload], offset)
-        elif kind == WriteKind.TRIM:
-            self._backing.punch(offset, length)
-        else:
-            self._backing.zero(offset, length)
+    def write(self, jobs: list[DiskJob]) -> None:
+        self._writer.write(jobs)
+
+    def look_for_room(self) -> None:
+        """As the engine does at its ticks."""
+        if self._writer.starved:
+            self._writer.retry()
+        if self._applier.starved:
+            self._applier.probe()
+
+    def let_go(self) -> None:
+        """As the engine does at the end of a turn: writes of a primary that is none any more."""
+        if self._writer.starved and not self._node.core.is_primary:
+            self._writer.let_go()
 
     def apply(self, jobs: list[ApplyJob]) -> None:
         self._applier.apply(jobs)

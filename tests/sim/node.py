@@ -72,6 +72,8 @@ class Node:
         #: What is held back for now: "commits", "syncs", "reads"; and the events that wait.
         self.held: set[str] = set()
         self.fail_syncs = False
+        #: No new block can be allocated on the data disk. Outlives the process.
+        self.full = False
         self._waiting: list[Callable[[], None]] = []
         self.fuse: int | None = None
         self.fuse_loses_power = False
@@ -139,6 +141,7 @@ class Node:
         assert self.volume is not None
         self.later(TICK_S, self._tick)
         self.volume.tick()
+        self.work.look_for_room()
 
     def disk_failed(self, reason: str) -> None:
         assert self.volume is not None
@@ -241,6 +244,7 @@ class Node:
                 self.turns += 1
                 self.laws.watch(volume)
                 self._carry_out(box)
+                self.work.let_go()
         except FuseBlown:
             self.world.say(self.name, "dies in the middle of a turn")
             if self.fuse_loses_power:
@@ -290,11 +294,8 @@ class Node:
             for job in jobs:
                 self.effect()
                 self._send(job)
-        for disk_job in box.disk:
-            self.work.write(disk_job)
         if box.disk:
-            for op, *_ in box.disk:
-                self.core.disk_done(op)
+            self.work.write(box.disk)
         if box.apply:
             self.work.apply(box.apply)
         for copy in box.copies:

@@ -150,6 +150,7 @@ class Scenario:
         for node in world.nodes.values():
             node.fuse = None
             node.fail_syncs = False
+            node.full = False
             world.set_slow(node, 1.0)
         deadline_s = world.clock.now_s + CONVERGENCE_S
         while world.clock.now_s < deadline_s:
@@ -160,7 +161,9 @@ class Scenario:
                     world.say(node.name, "starts")
                     node.start()
             world.clock.run_until(world.clock.now_s + 1.0)
-            if world.established() and not any(node.stopping for node in world.nodes.values()):
+            if world.established() and not any(
+                node.stopping or node.unanswered for node in world.nodes.values()
+            ):
                 break
         if world.nothing_left and all(n.laws.facts.inconsistent for n in world.nodes.values()):
             # Nobody could have kept it; what is promised is that nobody serves what is left.
@@ -322,6 +325,18 @@ class Scenario:
             self._fault(node, "its disk fails")
             node.fail_syncs = True
 
+    def fill(self, node: Node) -> None:
+        """No block can be added to the node's backing for a while."""
+        if not node.full:
+            self._fault(node, "its disk is full")
+            node.full = True
+            self.world.clock.after(self.choice.choice((0.5, 3.0, 12.0)), lambda: self._drain(node))
+
+    def _drain(self, node: Node) -> None:
+        if node.full:
+            self.world.say(node.name, "its disk has room again")
+            node.full = False
+
     def new_disk(self, node: Node) -> None:
         """The disk of a node that is not primary is replaced: `adopt --discard`."""
         other = self.world.other(node)
@@ -356,6 +371,7 @@ _ACTIONS = {
     "slow": Scenario.slow,
     "disk_error": Scenario.disk_error,
     "new_disk": Scenario.new_disk,
+    "fill": Scenario.fill,
 }
 
 
