@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from repl import units
 from repl.errors import ConfigInvalid
+from repl.tls_files import TlsFiles, problem_of
 
 if TYPE_CHECKING:
     from repl.config_file import FileContents, KeyPath
@@ -33,6 +34,8 @@ SIZE_BYTES_MAX = 2**63 - 1
 BLOCK_BYTES = 4096
 STATE_DIR_DEFAULT = "/var/lib/repl"
 CONTROL_DEFAULT = "/run/repl/repld.sock"
+#: Listeners that take encrypted connections only, once there is a [tls] table.
+_ENCRYPTED_BY_TLS = frozenset({("node", "listen")})
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
@@ -96,8 +99,11 @@ class NbdSettings:
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
+    """`fingerprint` is the SHA-256 of the peer's certificate in hexadecimal, or empty."""
+
     name: str
     addresses: tuple[Address, ...]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +147,7 @@ class Config:
     peers: dict[str, PeerSettings] = field(default_factory=dict)
     volumes: dict[str, VolumeSettings] = field(default_factory=dict)
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    tls: TlsFiles | None = None
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -211,12 +218,6 @@ class _Reader:
 
     def config(self) -> Config:
         """Return the settings; valid only if no problem was recorded."""
-        if "tls" in self._contents.values:
-            self._complain(
-                ("tls",),
-                "TLS is not yet supported by this release; take the table out. Until it is, "
-                "peers beyond loopback need [node] insecure = true on a trusted network",
-            )
         config = Config(
             self._contents.file,
             self._node(),
@@ -224,6 +225,7 @@ class _Reader:
             {name: self._peer(name) for name in self._contents.table("peers")},
             {name: self._volume(name) for name in self._contents.table("volumes")},
             self._timeouts(),
+            self._tls(),
         )
         self._check_peers(config)
         self._check_volumes(config)
@@ -256,6 +258,22 @@ class _Reader:
             when_secondary=table.get("when_secondary", "refuse"),
         )
 
+    def _tls(self) -> TlsFiles | None:
+        if "tls" not in self._contents.values:
+            return None
+        table = self._contents.table("tls")
+        paths = {
+            key: self._path(("tls", key), table, None) or ""
+            for key in ("certificate", "key", "authority")
+        }
+        settings = TlsFiles(**paths)
+        if all(paths.values()):
+            problem = problem_of(settings)
+            if problem is not None:
+                key, sentence = problem
+                self._complain(("tls", key), sentence)
+        return settings
+
     def _peer(self, name: str) -> PeerSettings:
         path = ("peers", name)
         table = self._contents.table(*path)
@@ -271,7 +289,18 @@ class _Reader:
                 (*path, key), f"must hold 1 to {ADDRESSES_PER_PEER_MAX} addresses, not {len(texts)}"
             )
         found = [self._checked_address((*path, key), text) for text in texts]
-        return PeerSettings(name, tuple(address for address in found if address is not None))
+        usable = tuple(address for address in found if address is not None)
+        return PeerSettings(name, usable, self._fingerprint((*path, "fingerprint"), table))
+
+    def _fingerprint(self, path: KeyPath, table: dict[str, Any]) -> str:
+        """Return it in lower case without colons, as `replctl tls show` prints it."""
+        text = str(table.get("fingerprint", ""))
+        plain = text.replace(":", "").lower()
+        if text and not re.fullmatch(r"[0-9a-f]{64}", plain):
+            self._complain(path, "must be a SHA-256 of 64 hexadecimal digits; replctl tls show")
+        if text and "tls" not in self._contents.values:
+            self._complain(path, "has a meaning only with a [tls] table")
+        return plain
 
     def _volume(self, name: str) -> VolumeSettings:
         path = ("volumes", name)
@@ -350,7 +379,9 @@ class _Reader:
         except ValueError as failure:
             self._complain(path, str(failure))
             return None
-        if not address.is_loopback and not self._insecure:
+        encrypted = "tls" in self._contents.values and path in _ENCRYPTED_BY_TLS
+        encrypted |= "tls" in self._contents.values and path[0] == "peers"
+        if not address.is_loopback and not self._insecure and not encrypted:
             self._complain(
                 path,
                 f"{address} is beyond loopback: plaintext is only allowed on loopback "

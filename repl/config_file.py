@@ -48,6 +48,7 @@ class _Nbd(_Table):
 class _Peer(_Table):
     address: str | None = None
     addresses: list[str] | None = None
+    fingerprint: str | None = None
 
 
 class _Volume(_Table):
@@ -66,10 +67,16 @@ class _Timeouts(_Table):
     reconnect_backoff_max_s: float | None = None
 
 
+class _Tls(_Table):
+    certificate: str = Field(description='certificate = "/etc/repl/alpha.crt"')
+    key: str = Field(description='key = "/etc/repl/alpha.key"')
+    authority: str = Field(description='authority = "/etc/repl/ca.crt"')
+
+
 class _File(_Table):
     node: _Node = Field(description="a [node] table")
     nbd: _Nbd = Field(description="a [nbd] table with socket or listen")
-    tls: Any = None
+    tls: _Tls | None = None
     peers: dict[str, _Peer] = {}
     volumes: dict[str, _Volume] = {}
     timeouts: _Timeouts = _Timeouts()
@@ -79,6 +86,7 @@ _TABLES: dict[KeyPath, type[_Table]] = {
     (): _File,
     ("node",): _Node,
     ("nbd",): _Nbd,
+    ("tls",): _Tls,
     ("peers", "*"): _Peer,
     ("volumes", "*"): _Volume,
     ("timeouts",): _Timeouts,

@@ -20,6 +20,7 @@ CODES: dict[str, str] = {
     "NOT_CONFIRMED": "The command needs a confirmation that was not given.",
     "CONFIG_INVALID": "The configuration cannot be used; nothing was started or changed.",
     "CONFIG_UNREADABLE": "The configuration file cannot be read.",
+    "TLS_FILE_EXISTS": "A certificate or key is there already and is not overwritten.",
     "PERMISSION": "This user may not do that.",
     "ADDRESS_IN_USE": "Another process listens on the address or socket.",
     "STATE_DIR_IN_USE": "Another repld uses this state directory.",

@@ -134,6 +134,8 @@ class Node:
     timeouts: dict[str, float] = field(default_factory=dict)
     #: Lines for the `[nbd]` table.
     nbd_options: tuple[str, ...] = ()
+    #: A folder with NAME.crt, NAME.key and ca.crt: the peers speak TLS then.
+    tls_folder: Path | None = None
     #: Where the backing files are, if not in `folder`.
     disk_folder: Path | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -190,6 +192,10 @@ class Node:
         if self.timeouts:
             lines += ["[timeouts]", *(f"{key} = {value}" for key, value in self.timeouts.items())]
             lines.append("")
+        if self.tls_folder is not None:
+            place, name = self.tls_folder, self.name
+            files = {"certificate": f"{name}.crt", "key": f"{name}.key", "authority": "ca.crt"}
+            lines += ["[tls]", *(f'{key} = "{place / file}"' for key, file in files.items()), ""]
         if self.peer is not None:
             lines += [f"[peers.{self.peer[0]}]", f'address = "127.0.0.1:{self.peer[1]}"', ""]
         for volume in self.volumes:

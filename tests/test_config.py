@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from repl.cli.main import main
 from repl.config import Address, Config, TimeoutSettings, load_config, parse_address
 from repl.errors import ConfigInvalid
 
@@ -320,9 +322,56 @@ def test_missing_backing_is_recognised_through_a_linked_folder(tmp_path: Path) -
     assert "is the backing of volume r0 too" in line
 
 
-def test_tls_is_refused_by_name(tmp_path: Path) -> None:
-    [line] = problems(tmp_path, NODE + NBD + '[tls]\ncertificate = "/etc/repl/alpha.crt"\n')
-    assert line.startswith("tls: TLS is not yet supported")
+TLS = """
+[tls]
+certificate = "alpha.crt"
+key = "alpha.key"
+authority = "ca.crt"
+"""
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Path:
+    """A folder with alpha's certificate and key, and the authority's certificate."""
+    assert main(["tls", "init", str(tmp_path), "alpha", "beta"]) == 0
+    return tmp_path
+
+
+def test_tls_table_allows_peers_beyond_loopback(certified: Path) -> None:
+    text = (NODE + NBD + TLS + PEER + VOLUME).replace("127.0.0.2:7790", "10.0.0.2:7790")
+    config = load(certified, text.replace("127.0.0.1:7790", "0.0.0.0:7790"))
+    assert config.tls is not None and config.tls.key == str(certified / "alpha.key")
+    [line] = problems(
+        certified, text.replace('listen = "127', 'metrics = "10.0.0.1:9790"\nlisten = "127')
+    )
+    assert line.startswith("node.metrics: ") and "plaintext" in line
+
+
+@pytest.mark.parametrize(
+    ("break_it", "key"),
+    [
+        (lambda folder: (folder / "ca.crt").unlink(), "tls.authority"),
+        (lambda folder: (folder / "ca.crt").write_text("none"), "tls.authority"),
+        (lambda folder: (folder / "alpha.crt").write_text("none"), "tls.certificate"),
+        (lambda folder: (folder / "beta.key").rename(folder / "alpha.key"), "tls.certificate"),
+    ],
+)
+def test_tls_files_that_do_not_fit_are_named(
+    certified: Path, break_it: Callable[[Path], object], key: str
+) -> None:
+    break_it(certified)
+    [line] = problems(certified, NODE + NBD + TLS + PEER + VOLUME)
+    assert line.startswith(f"{key}: "), line
+
+
+def test_fingerprint_is_a_sha256_and_needs_tls(certified: Path) -> None:
+    pinned = PEER.rstrip() + '\nfingerprint = "' + "AB:" * 31 + 'AB"\n'
+    config = load(certified, NODE + NBD + TLS + pinned + VOLUME)
+    assert config.peers["beta"].fingerprint == "ab" * 32
+    [line] = problems(certified, NODE + NBD + pinned + VOLUME)
+    assert "only with a [tls] table" in line
+    [line] = problems(certified, NODE + NBD + TLS + pinned.replace("AB:AB", "AB") + VOLUME)
+    assert "64 hexadecimal digits" in line
 
 
 def test_volume_with_a_peer_needs_a_listen_address(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from repl.cli.output import ReaderGone, Session, report
 from repl.cli.peer import connect, disconnect
 from repl.cli.role import demote, promote
 from repl.cli.status import status
+from repl.cli.tls import tls
 from repl.cli.version import version
 from repl.cli.volume import volume
 from repl.cli.wait import wait
@@ -69,6 +70,7 @@ for _verb in (
     volume,
     metadata,
     config,
+    tls,
     version,
 ):
     cli.add_command(_verb)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from repl.core import wire
 from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Header, PeerError
+from repl.link.tls import TlsSocket
 
 RECEIVE_BUFFER_BYTES = 2 << 20
 #: Room that is always there for one whole frame.
@@ -41,13 +42,15 @@ class PeerConnection:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
+        sock: socket.socket | TlsSocket,
         on_frames: Callable[[PeerConnection, list[Frame]], None],
         on_lost: Callable[[PeerConnection, str], None],
         peer_timeout_s: float,
     ) -> None:
         self._loop = loop
         self._sock = sock
+        #: The same socket if it is encrypted: then it may hold bytes that no wake-up announces.
+        self._tls = sock if isinstance(sock, TlsSocket) else None
         self._fd = sock.fileno()
         self._on_frames = on_frames
         self._on_lost = on_lost
@@ -67,6 +70,8 @@ class PeerConnection:
     def start(self) -> None:
         """Begin to receive."""
         self._loop.add_reader(self._fd, self._readable)
+        if self._tls is not None and self._tls.pending:
+            self._loop.call_soon(self._readable_still)
 
     def send(self, data: bytes | memoryview, hold: Hold | None = None) -> None:
         """Queue bytes; `hold` is released when they are sent or given up."""
@@ -127,6 +132,12 @@ class PeerConnection:
             self._on_frames(self, frames)
         if not self.closed:
             self._make_room()
+            if self._tls is not None and self._tls.pending:
+                self._loop.call_soon(self._readable_still)
+
+    def _readable_still(self) -> None:
+        if not self.closed:
+            self._readable()
 
     def _parse(self) -> list[Frame]:
         buffer, start, end = self._buffer, self._start, self._end
@@ -170,7 +181,8 @@ class PeerConnection:
                 self._loop.call_soon(self._lost, f"sending failed: {error.strerror}")
                 return
             self._sent(count)
-        if outgoing and not self._writing:
+        backlog = self._tls is not None and self._tls.backlog
+        if (outgoing or backlog) and not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._writable)
 
@@ -193,7 +205,18 @@ class PeerConnection:
     def _writable(self) -> None:
         self._loop.remove_writer(self._fd)
         self._writing = False
+        if self._tls is not None and not self._flush_encrypted(self._tls):
+            return
         self._send()
+
+    def _flush_encrypted(self, tls: TlsSocket) -> bool:
+        """Send what is encrypted already; False if the connection is lost."""
+        try:
+            tls.flush()
+        except OSError as error:
+            self._lost(f"sending failed: {error.strerror}")
+            return False
+        return True
 
     def _lost(self, reason: str) -> None:
         if not self.closed:
@@ -201,7 +224,7 @@ class PeerConnection:
             self._on_lost(self, reason)
 
 
-def _tune(sock: socket.socket, peer_timeout_s: float) -> None:
+def _tune(sock: socket.socket | TlsSocket, peer_timeout_s: float) -> None:
     sock.setblocking(False)
     # A socket that is no TCP one (a test's pair) has none of these.
     with contextlib.suppress(OSError):

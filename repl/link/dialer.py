@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from repl.link import preamble
 from repl.link.preamble import Preamble
+from repl.link.tls import TlsFailure, TlsSocket
 
+#: Shakes hands on a connected socket behind the preamble; raises TlsFailure, OSError.
+Encrypt = Callable[[socket.socket], Awaitable[TlsSocket]]
 BACKOFF_S_MIN = 0.05
 
 
@@ -25,11 +28,12 @@ class Dialer:
         loop: asyncio.AbstractEventLoop,
         hello: Preamble,
         addresses: list[tuple[str, int]],
-        connected: Callable[[socket.socket], None],
+        connected: Callable[[socket.socket | TlsSocket], None],
         failed: Callable[[str], None],
         *,
         connect_timeout_s: float,
         backoff_max_s: float,
+        encrypt: Encrypt | None = None,
     ) -> None:
         self._loop = loop
         self._hello = preamble.encode(hello)
@@ -38,6 +42,7 @@ class Dialer:
         self._failed = failed
         self._connect_timeout_s = connect_timeout_s
         self._backoff_max_s = backoff_max_s
+        self._encrypt = encrypt
         self._backoff_s = BACKOFF_S_MIN
         self._task: asyncio.Task[None] | None = None
         self._attempts = 0
@@ -70,7 +75,7 @@ class Dialer:
             try:
                 async with asyncio.timeout(self._connect_timeout_s):
                     sock = await self._connect(host, port)
-            except (OSError, TimeoutError) as error:
+            except (OSError, TimeoutError, TlsFailure) as error:
                 reason = str(error) or f"no answer within {self._connect_timeout_s:g} s"
                 self._failed(f"connecting to {host}:{port} failed: {reason}")
                 continue
@@ -78,7 +83,7 @@ class Dialer:
             self._connected(sock)
             return
 
-    async def _connect(self, host: str, port: int) -> socket.socket:
+    async def _connect(self, host: str, port: int) -> socket.socket | TlsSocket:
         infos = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         # A name may have several addresses (::1 and 127.0.0.1): one each attempt, in turn.
         turn = (self._attempts - 1) // len(self._addresses)
@@ -89,5 +94,6 @@ class Dialer:
             sock.setblocking(False)
             await self._loop.sock_connect(sock, address)
             await self._loop.sock_sendall(sock, self._hello)
+            ready = sock if self._encrypt is None else await self._encrypt(sock)
             undo.pop_all()
-        return sock
+        return ready

@@ -17,6 +17,7 @@ PREAMBLE_BYTES = 256
 MAGIC = b"REPLPEER"
 VERSION = 1
 NAME_BYTES = 64
+FLAG_TLS = 1
 
 _LAYOUT = struct.Struct(">8sHH64s64s64s48xI")
 assert _LAYOUT.size == PREAMBLE_BYTES
@@ -33,6 +34,8 @@ class Preamble:
     volume: str
     sender: str
     expected: str
+    #: Whether TLS begins right behind the preamble.
+    tls: bool = False
 
 
 def encode(preamble: Preamble) -> bytes:
@@ -40,7 +43,7 @@ def encode(preamble: Preamble) -> bytes:
     body = _LAYOUT.pack(
         MAGIC,
         VERSION,
-        0,
+        FLAG_TLS if preamble.tls else 0,
         _name(preamble.volume),
         _name(preamble.sender),
         _name(preamble.expected),
@@ -53,14 +56,16 @@ def decode(data: bytes) -> Preamble:
     """Parse 256 bytes; raise `PreambleError` with a sentence that says what is wrong."""
     if len(data) != PREAMBLE_BYTES:
         raise PreambleError(f"a preamble has {PREAMBLE_BYTES} bytes, not {len(data)}")
-    magic, version, _reserved, volume, sender, expected, checksum = _LAYOUT.unpack(data)
+    magic, version, flags, volume, sender, expected, checksum = _LAYOUT.unpack(data)
     if magic != MAGIC:
         raise PreambleError("the connection does not begin with a peer preamble")
     if version != VERSION:
         raise PreambleError(f"the preamble has version {version}, this node speaks {VERSION}")
     if crc32c(data[:-4]) != checksum:
         raise PreambleError("the preamble's checksum is wrong")
-    return Preamble(_text(volume), _text(sender), _text(expected))
+    if flags & ~FLAG_TLS:
+        raise PreambleError(f"the preamble has flags that this node does not know: {flags:#x}")
+    return Preamble(_text(volume), _text(sender), _text(expected), bool(flags & FLAG_TLS))
 
 
 def encode_refusal(code: str, sentence: str) -> bytes:

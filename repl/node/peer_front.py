@@ -45,6 +45,7 @@ class PeerFront:
         listener: Listener,
         node_name: str,
         insecure: bool,
+        tls: bool,
         peers_of: Mapping[str, Collection[str]],
         workers: Mapping[str, WorkerProcess],
     ) -> None:
@@ -52,6 +53,7 @@ class PeerFront:
         self._listener = listener
         self._node_name = node_name
         self._insecure = insecure
+        self._tls = tls
         self._peers_of = peers_of
         self._workers = workers
         self._accepting: asyncio.Task[None] | None = None
@@ -150,10 +152,18 @@ class PeerFront:
             return "unknown-sender", (
                 f"{asked.sender} is no peer of the volume {asked.volume} on {me}."
             )
-        if not self._insecure and not is_loopback(host):
+        if self._tls and not asked.tls:
+            return "tls-required", (
+                f"{me} takes encrypted connections only: {asked.sender} needs a [tls] table too."
+            )
+        if asked.tls and not self._tls:
+            return "tls-unknown", (
+                f"{asked.sender} wants an encrypted connection, but {me} has no [tls] table."
+            )
+        if not self._tls and not self._insecure and not is_loopback(host):
             return "plaintext", (
                 f"{me} takes plaintext connections from its own machine only, as long as its "
-                "configuration does not say [node] insecure = true."
+                "configuration has no [tls] table and does not say [node] insecure = true."
             )
         return None
 

@@ -28,8 +28,10 @@ from repl.errors import Refused, ReplError
 from repl.link.connection import Frame, PeerConnection
 from repl.link.dialer import Dialer
 from repl.link.preamble import Preamble
+from repl.link.tls import TlsSocket
 from repl.node.closed_status import closed_status
 from repl.node.engine import Engine
+from repl.node.peer_tls import PeerTls
 from repl.store.open import Store, adopt_store, open_store
 from repl.store.space import space_of
 from repl.store.stamp import BackingKind
@@ -68,6 +70,11 @@ class ServedVolume:
         self.name: str = settings["volume"]["name"]
         self._node: str = settings["node"]
         self._peer: dict[str, Any] | None = settings["peer"]
+        self._tls = (
+            PeerTls(loop, settings, self._secured, self._refused)
+            if self._peer is not None and settings.get("tls") is not None
+            else None
+        )
         self._store: Store | None = None
         self._engine: Engine | None = None
         self._dialer: Dialer | None = None
@@ -175,6 +182,8 @@ class ServedVolume:
         self._close_engine()
 
     def _close_engine(self) -> None:
+        if self._tls is not None:
+            self._tls.close()
         if self._dialer is not None:
             self._dialer.stop()
             self._dialer = None
@@ -197,17 +206,18 @@ class ServedVolume:
         timeouts = self._settings["timeouts"]
         self._dialer = Dialer(
             self._loop,
-            Preamble(self.name, self._node, self._peer["name"]),
+            Preamble(self.name, self._node, self._peer["name"], self._tls is not None),
             [_host_port(address) for address in self._peer["addresses"]],
             self._dialled,
             self._dial_failed,
             connect_timeout_s=timeouts["connect_timeout_s"],
             backoff_max_s=timeouts["reconnect_backoff_max_s"],
+            encrypt=None if self._tls is None else self._tls.encrypt,
         )
         if self._peer_enabled:
             self._dialer.start()
 
-    def _dialled(self, sock: socket.socket) -> None:
+    def _dialled(self, sock: socket.socket | TlsSocket) -> None:
         self._link_failure = ""
         self._attach_peer(sock)
 
@@ -222,10 +232,22 @@ class ServedVolume:
         """An accepted peer connection whose preamble was checked by the supervisor."""
         if self._engine is None or not self._peer_enabled or self._stopping or self._dials:
             sock.close()
-            return
-        self._attach_peer(sock)
+        elif self._tls is not None:
+            self._tls.take(sock)
+        else:
+            self._attach_peer(sock)
 
-    def _attach_peer(self, sock: socket.socket) -> None:
+    def _secured(self, sock: TlsSocket) -> None:
+        """An accepted connection has shown that it is the peer's."""
+        if self._engine is None or not self._peer_enabled or self._stopping:
+            sock.close()
+        else:
+            self._attach_peer(sock)
+
+    def _refused(self, reason: str) -> None:
+        self._dial_failed(f"a peer's connection was refused: {reason}")
+
+    def _attach_peer(self, sock: socket.socket | TlsSocket) -> None:
         assert self._peer is not None and self._engine is not None
         self._link_said = ""
         engine, name = self._engine, str(self._peer["name"])

@@ -115,6 +115,7 @@ class Supervisor:
             listener,
             self._config.node.name,
             self._config.node.insecure,
+            self._config.tls is not None,
             {name: volume.peers for name, volume in self._config.volumes.items()},
             self.workers,
         )
@@ -192,7 +193,12 @@ def worker_settings(config: Config, volume: VolumeSettings) -> dict[str, Any]:
         "state_dir": config.node.state_dir,
         "peer": None
         if peer is None
-        else {"name": peer.name, "addresses": [str(address) for address in peer.addresses]},
+        else {
+            "name": peer.name,
+            "addresses": [str(address) for address in peer.addresses],
+            "fingerprint": peer.fingerprint,
+        },
+        "tls": None if config.tls is None else dataclasses.asdict(config.tls),
         "listen_peer_port": config.node.listen.port if config.node.listen is not None else None,
         "insecure": config.node.insecure,
         "timeouts": dataclasses.asdict(config.timeouts),

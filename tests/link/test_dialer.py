@@ -12,6 +12,7 @@ import pytest
 
 from repl.link.dialer import BACKOFF_S_MIN, Dialer
 from repl.link.preamble import PREAMBLE_BYTES, Preamble, decode
+from repl.link.tls import TlsSocket
 
 DEADLINE_S = 15.0
 HELLO = Preamble("r0", "alpha", "beta")
@@ -21,7 +22,7 @@ class Caller:
     """A dialer and all that it reported."""
 
     def __init__(self, *addresses: tuple[str, int], timeout_s: float = 2.0) -> None:
-        self.sockets: list[socket.socket] = []
+        self.sockets: list[socket.socket | TlsSocket] = []
         self.failures: list[str] = []
         self.failed_at_s: list[float] = []
         self.dialer = Dialer(
@@ -97,7 +98,8 @@ def test_a_call_opens_with_the_preamble_and_hands_the_socket_over() -> None:
             assert decode(await accept(server)) == HELLO
             await until(lambda: caller.sockets)
             assert not caller.failures
-            assert not caller.sockets[0].getblocking()
+            (sock,) = caller.sockets
+            assert isinstance(sock, socket.socket) and not sock.getblocking()
             caller.close()
 
     play(script)

@@ -215,6 +215,7 @@ def test_plaintext_from_beyond_loopback_needs_insecure(tmp_path: Path) -> None:
                     None,  # type: ignore[arg-type]
                     "alpha",
                     insecure,
+                    False,
                     {"r0": ("beta",)},
                     supervisor.workers,
                 )

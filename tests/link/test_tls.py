@@ -1,0 +1,197 @@
+"""Two nodes know each other by certificate, and nothing but TLS passes between them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from repl.cli.main import main
+from repl.core.wire import Type, encode_header
+from repl.link.connection import Frame, PeerConnection
+from repl.link.preamble import encode_refusal
+from repl.link.tls import TlsFailure, TlsSocket, secure
+from repl.tls_files import TlsFiles, fingerprint_of, make_context
+
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of alpha and beta, and in "other" those of another authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    assert main(["tls", "init", str(folder), "alpha", "beta"]) == 0
+    assert main(["tls", "init", str(folder / "other"), "alpha", "beta"]) == 0
+    return folder
+
+
+def files(folder: Path, node: str) -> TlsFiles:
+    crt, key = folder / f"{node}.crt", folder / f"{node}.key"
+    return TlsFiles(str(crt), str(key), str(folder / "ca.crt"))
+
+
+def play(script: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await script()
+
+    asyncio.run(run())
+
+
+async def shake(
+    client: TlsFiles, server: TlsFiles, expected: str = "alpha", fingerprint: str = ""
+) -> tuple[TlsSocket | BaseException, TlsSocket | BaseException]:
+    """Return what each side got: alpha dials, beta accepts and expects `expected`."""
+    loop = asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    for sock in (near, far):
+        sock.setblocking(False)
+
+    async def one(
+        sock: socket.socket, of: TlsFiles, name: str, pin: str, is_server: bool
+    ) -> TlsSocket:
+        try:
+            return await secure(loop, sock, of, name, pin, server=is_server)
+        except (TlsFailure, OSError):
+            sock.close()
+            raise
+
+    found = await asyncio.gather(
+        one(near, client, "beta", "", False),
+        one(far, server, expected, fingerprint, True),
+        return_exceptions=True,
+    )
+    return found[0], found[1]
+
+
+def close(*ends: TlsSocket | BaseException) -> None:
+    for end in ends:
+        if isinstance(end, TlsSocket):
+            end.close()
+
+
+def test_frames_pass_both_ways_whatever_their_size(folder: Path) -> None:
+    async def script() -> None:
+        near, far = await shake(files(folder, "alpha"), files(folder, "beta"))
+        assert isinstance(near, TlsSocket) and isinstance(far, TlsSocket)
+        loop = asyncio.get_running_loop()
+        got: list[list[tuple[Type, int, bytes]]] = [[], []]
+        lost: list[str] = []
+
+        def receiver(
+            into: list[tuple[Type, int, bytes]],
+        ) -> Callable[[PeerConnection, list[Frame]], None]:
+            def take(_peer: PeerConnection, frames: list[Frame]) -> None:
+                into.extend((header.type, header.seq, bytes(data)) for header, data in frames)
+
+            return take
+
+        ends = [
+            PeerConnection(loop, sock, receiver(into), lambda _peer, why: lost.append(why), 5.0)
+            for sock, into in zip((near, far), got, strict=True)
+        ]
+        for end in ends:
+            end.start()
+        payloads = [os.urandom(size) for size in (0, 1, 4096, 16384, 65537, 256 << 10)] * 24
+        for end in ends:
+            for seq, payload in enumerate(payloads):
+                end.send(encode_header(Type.WRITE, payload, seq) + b"")
+                if payload:
+                    end.send(memoryview(payload))
+            end.flush()
+        while not all(len(into) == len(payloads) for into in got):
+            assert not lost
+            await asyncio.sleep(0.01)
+        expected = [(Type.WRITE, seq, payload) for seq, payload in enumerate(payloads)]
+        assert got == [expected, expected]
+        ends[0].close()
+        while not lost:
+            await asyncio.sleep(0.01)
+        assert lost == ["the peer closed the connection"]
+        ends[1].close()
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "expected", "sentence"),
+    [
+        ("alpha", "beta", "gamma", "certificate is of alpha, not of gamma"),
+        ("beta", "beta", "alpha", "certificate is of beta, not of alpha"),
+        ("other/alpha", "beta", "alpha", "not accepted"),
+    ],
+)
+def test_a_server_refuses_whoever_is_not_its_peer(
+    folder: Path, client: str, server: str, expected: str, sentence: str
+) -> None:
+    async def script() -> None:
+        place = folder / Path(client).parent
+        mine = files(place, Path(client).name)
+        near, far = await shake(
+            TlsFiles(mine.certificate, mine.key, str(folder / "ca.crt")),
+            files(folder, server),
+            expected,
+        )
+        assert isinstance(far, TlsFailure) and sentence in str(far), far
+        close(near)
+
+    play(script)
+
+
+def test_a_client_refuses_a_server_that_is_not_its_peer(folder: Path) -> None:
+    async def script() -> None:
+        near, far = await shake(files(folder, "alpha"), files(folder, "alpha"))
+        assert isinstance(near, TlsFailure)
+        assert "certificate is of alpha, not of beta" in str(near)
+        close(far)
+
+    play(script)
+
+
+def test_a_pinned_fingerprint_is_one_certificate(folder: Path) -> None:
+    async def script() -> None:
+        context = make_context(files(folder, "alpha"), server=False)
+        (der,) = [der for der in context.get_ca_certs(binary_form=True) if fingerprint_of(der)]
+        near, far = await shake(
+            files(folder, "alpha"), files(folder, "beta"), fingerprint=fingerprint_of(der)
+        )
+        assert isinstance(far, TlsFailure) and "fingerprint" in str(far)
+        close(near)
+
+    play(script)
+
+
+def test_a_clear_refusal_is_understood_before_any_tls(folder: Path) -> None:
+    async def script() -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        for sock in (near, far):
+            sock.setblocking(False)
+        await loop.sock_sendall(far, encode_refusal("unknown-volume", "beta has no volume r0."))
+        with pytest.raises(TlsFailure, match="beta has no volume r0"):
+            await secure(loop, near, files(folder, "alpha"), "beta", "", server=False)
+        near.close()
+        far.close()
+
+    play(script)
+
+
+def test_a_server_that_gets_anything_but_tls_says_so(folder: Path) -> None:
+    async def script() -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        for sock in (near, far):
+            sock.setblocking(False)
+        await loop.sock_sendall(near, b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(TlsFailure):
+            await secure(loop, far, files(folder, "beta"), "alpha", "", server=True)
+        near.close()
+        with pytest.raises(TlsFailure, match="closed the connection"):
+            await secure(loop, far, files(folder, "beta"), "alpha", "", server=True)
+        far.close()
+
+    play(script)
