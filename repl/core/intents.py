@@ -11,8 +11,11 @@ from collections.abc import Iterable
 
 from repl.core.blockmap import BlockMap
 
-#: More hot extents than this start a checkpoint that clears the ones at rest.
+#: More hot extents than this start a checkpoint at once, which clears the ones at rest.
 HOT_EXTENTS_MAX = 1024
+#: A write that goes on from a hot extent into a cold one marks so many behind it too, so that a
+#: sequential stream costs one commit for several extents.
+AHEAD_EXTENTS = 7
 
 
 class Intents:
@@ -50,7 +53,15 @@ class Intents:
                 self.coming.add(extent)
             hot[extent] = number
             ready = ready and extent not in self.coming
+        if not ready and first - 1 in hot:
+            self._mark_ahead(last + 1, number)
         return ready
+
+    def _mark_ahead(self, first: int, number: int) -> None:
+        for extent in range(first, min(first + AHEAD_EXTENTS, self.bitmap.bits)):
+            if extent not in self.hot and self.bitmap.mark_blocks(extent, extent + 1):
+                self.coming.add(extent)
+                self.hot[extent] = number
 
     def stored(self, extents: Iterable[int]) -> None:
         """These marks are durable now."""

@@ -49,7 +49,8 @@ class Upkeep:
                 session.excuse(away_s)
             self._tick_session(session)
         self._tick_loss()
-        if volume.now >= self._checkpoint_at_s:
+        crowded = len(volume.intents.hot) >= HOT_EXTENTS_MAX
+        if crowded or volume.now >= self._checkpoint_at_s:
             self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
             self._checkpoint()
 

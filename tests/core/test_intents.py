@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repl.core.blockmap import DIRTY_PAGE_BYTES, INTENT_PAGE_BYTES, BlockMap
-from repl.core.intents import Intents
+from repl.core.intents import AHEAD_EXTENTS, Intents
 
 EXTENT = 1 << 20
 EXTENTS = 8
@@ -54,9 +54,25 @@ def test_a_write_over_two_extents_needs_both() -> None:
 
 
 def test_only_extents_last_written_at_or_below_the_number_are_cleared() -> None:
-    intents = with_hot(0, 1, 2)
+    intents = with_hot(0, 2, 4)
     assert intents.clear_up_to(2) == 2
-    assert marked(intents) == {2}
+    assert marked(intents) == {4}
+
+
+def test_a_stream_marks_ahead_and_needs_no_commit_for_it() -> None:
+    intents = with_hot(0)
+    assert not intents.touch(EXTENT, 4096, 2)
+    assert intents.coming == set(range(1, 2 + AHEAD_EXTENTS)) & set(range(EXTENTS))
+    intents.stored(tuple(intents.coming))
+    assert intents.touch(2 * EXTENT, 4096, 3)
+    intents.clear_up_to(2)
+    assert marked(intents) == {2}, "what was marked in vain is cleared like any other"
+
+
+def test_a_write_elsewhere_marks_nothing_ahead() -> None:
+    intents = with_hot(0)
+    assert not intents.touch(3 * EXTENT, 4096, 2)
+    assert intents.coming == {3}
 
 
 def test_a_later_write_keeps_the_extent_marked() -> None:
