@@ -52,6 +52,6 @@ sim: setup ## simulated faults from a seed on: make sim SEEDS=1..1000
 	@$(PYTHON) -m tests.sim --seeds $(SEEDS)
 
 clean: ## remove everything that set-up and tests made here
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	@rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .benchmarks .coverage .coverage.* htmlcov
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -50,6 +50,10 @@ CODES: dict[str, str] = {
     "ADOPT_LAST_COPY": "The copy to be discarded may be the only complete one.",
     "ADOPT_PRIMARY": "A primary's copy cannot be discarded.",
     "SPLIT_BRAIN": "Both copies were written without the other.",
+    "ATTACH_IMPOSSIBLE": "This machine or this daemon has no way to give the volume a device.",
+    "ATTACH_FAILED": "The volume's device could not be made or given back.",
+    "NOT_ATTACHED": "The volume has no device on this node.",
+    "DEVICE_IN_USE": "The volume's device is mounted or in use otherwise.",
     "SHUTTING_DOWN": "The daemon is stopping.",
     "ALREADY": "The volume is already in the asked state.",
 }

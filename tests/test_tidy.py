@@ -49,6 +49,14 @@ FORBIDDEN_ARROWS = {
     "repl.store": ("repl.node", "repl.control", "repl.cli", "repl.link", "nbdserver"),
     "repl.link": ("repl.node", "repl.control", "repl.cli", "repl.store", "nbdserver"),
     "repl.control": ("repl.core", "repl.store", "repl.link", "repl.cli"),
+    "repl.attach": (
+        "repl.node",
+        "repl.core",
+        "repl.store",
+        "repl.link",
+        "repl.control",
+        "repl.cli",
+    ),
     "repl.core": ("repl.node", "repl.control", "repl.cli", "repl.store", "repl.link", "nbdserver"),
 }
 

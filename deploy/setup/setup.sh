@@ -4,10 +4,12 @@
 #
 #   1. Debian packages: those missing are installed through apt as root (or with a sudo that asks for
 #      no password); otherwise they are listed with the command that installs them.
-#   2. .venv with this project (editable) and its test extra. A stamp holds the hash of what decides
+#   2. .cache/guest-kernel: a Debian kernel for the emulated machine of the tests, unpacked and not
+#      installed.
+#   3. .venv with this project (editable) and its test extra. A stamp holds the hash of what decides
 #      its content, so that a changed pyproject.toml is noticed.
 #
-# Nothing outside .venv and the package manager is touched.
+# Nothing outside .venv, .cache and the package manager is touched.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -21,6 +23,7 @@ libnbd-bin      nbdinfo
 libnbd-bin      nbdcopy
 qemu-utils      qemu-img
 qemu-utils      qemu-io
+qemu-system-x86 qemu-system-x86_64
 fio             fio
 fuse3           fusermount3
 e2fsprogs       mkfs.ext4
@@ -113,4 +116,5 @@ make_venv() {
 }
 
 install_packages
+deploy/setup/fetch-guest-kernel.sh .cache/guest-kernel
 make_venv

@@ -1,0 +1,1 @@
+"""A volume's export as a block device of this node."""
