@@ -271,9 +271,10 @@ def test_mounted_kernel_device_is_left_alone_unless_forced(scenario: Scenario) -
 @pytest.mark.slow
 def test_kernel_device_fails_only_after_the_dead_connection_timeout(scenario: Scenario) -> None:
     pair, guest = scenario.pair, scenario.guest
-    scenario.attach(pair.alpha, dead_conn_timeout_s=3)
+    scenario.attach(pair.alpha, dead_conn_timeout_s=10)
     scenario.write_files()
     pair.alpha.kill()
+    scenario.wait_blocked()
     wait_for(lambda: guest.ask("written")[1], what="the writer is given an error")
     guest.ask("stop_writing")
     guest.ask("unmount", MOUNT_POINT)
