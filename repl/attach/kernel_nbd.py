@@ -141,14 +141,19 @@ def _start_keeper(command: Sequence[str]) -> Path:
     if not line:
         raise ReplError(
             "The process that attaches ended, or hangs, before it made a device.",
-            "it did not say why",
-            f"tail {log_path}",
+            f"the last line in its log: {_last_line(log_path)}",
+            f"less {log_path}",
             code="ATTACH_FAILED",
         )
     answer = json.loads(line)
     if "error" in answer:
         raise errors.from_json(answer["error"])
     return Path(answer["device"])
+
+
+def _last_line(log_path: Path) -> str:
+    lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1] if lines else "nothing"
 
 
 def _refuse_if_used(device: Path) -> None:

@@ -221,7 +221,8 @@ def answer(agent: Agent, line: bytes) -> dict[str, Any]:
         method: Callable[..., Any] = getattr(agent, question["ask"])
         return {"answer": method(*question["with"])}
     except Exception as error:  # the test decides what a failure means
-        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        words = f"{type(error).__name__}: {error} {getattr(error, 'why', '')}"
+        return {"error": words, "trace": traceback.format_exc()}
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ PROJECT = "/project"
 AGENT = ROOT / "tests" / "e2e" / "guest_agent.py"
 #: What the guest's programs import by name; what these import comes along.
 ENTRY_MODULES = ("repl.attach.kernel_nbd", "repl.attach.keeper")
-#: Found by name at run time.
-ENCODINGS = ("encodings.ascii", "encodings.idna", "encodings.latin_1")
+#: Found by name at run time; `runpy` is what `python -m` begins with.
+UNNAMED_MODULES = ("runpy", "encodings.ascii", "encodings.idna", "encodings.latin_1")
 COMMANDS = ("mkfs.ext4",)
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 #: The modules to load; what they depend on is loaded first.
@@ -140,7 +140,7 @@ def _add_python(archive: Archive, interpreter: Path) -> list[Path]:
     """Add every imported module; return the extension modules, which have libraries."""
     agent_imports = re.findall(r"^(?:import|from) ([\w.]+)", AGENT.read_text(), re.MULTILINE)
     listed = subprocess.run(
-        [interpreter, "-B", "-c", LISTING, *ENTRY_MODULES, *ENCODINGS, *agent_imports],
+        [interpreter, "-B", "-c", LISTING, *ENTRY_MODULES, *UNNAMED_MODULES, *agent_imports],
         capture_output=True,
         text=True,
         check=True,
