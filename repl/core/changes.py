@@ -95,7 +95,8 @@ class Changes:
         if session.is_member:
             # Stored before, never confirmed: the same generation is announced again.
             session.move(Phase.JOINING)
-            self.announce(session)
+            announce = session.on_this_connection(lambda: self.announce(session))
+            volume.commits.when_stored(volume.facts, announce)
             return
         self.kind = Kind.JOIN
         self._joining = session

@@ -49,6 +49,16 @@ def record(session: Session, theirs: Hello) -> int:
     return token
 
 
+def settled(session: Session) -> None:
+    """Both sides have stored the newest token (the announcement or the settle's end rests on it):
+    from now on no older one will do, so that an image of an earlier contact is recognised."""
+    volume = session.volume
+    known = volume.facts.peer(session.name)
+    if len(known.tokens) > 1:
+        volume.change_peer(replace(known, tokens=known.tokens[:1]))
+        volume.commits.request()
+
+
 def _choose_token(session: Session, mine: tuple[int, ...], theirs: Hello) -> int:
     volume = session.volume
     known_to_peer = theirs.tokens if theirs.known_peer_id == volume.facts.node_id else ()

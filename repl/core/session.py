@@ -168,6 +168,7 @@ class Session:
         volume = self.volume
         was = self.phase
         self.move(Phase.DOWN)
+        volume.writes.sync_first.discard(self.name)
         self.contact_lost_wall_s = volume.wall_clock_s
         if was in (Phase.ESTABLISHED, Phase.JOINING):
             self.down_since_s = volume.now
@@ -489,7 +490,9 @@ class Session:
     def established(self) -> None:
         """Both copies are equal and both sides have stored it."""
         self.move(Phase.ESTABLISHED)
+        self.volume.writes.sync_first.discard(self.name)
         self.source = None
         self.confirmed = True
+        contact.settled(self)
         self.release_orphans()
         self.volume.peer_established(self)

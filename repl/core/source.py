@@ -126,6 +126,8 @@ class Source:
         self._dirty.merge(self._copy)
         self.total_bytes = self._dirty.set_bytes
         self._working = True
+        if session.is_member and their_hello.cache_lost:
+            volume.writes.sync_first.add(session.name)
         session.move(Phase.SOURCE)
         volume.send_status()
         if self.total_bytes:

@@ -104,6 +104,9 @@ class ClientWrites:
         #: Writes that overlap one in flight or an earlier one here.
         self._blocked: list[Write | Reservation] = []
         self._unanswered: list[Op] = []
+        #: Members being settled from here after a loss of power: until that ends, a loss of power
+        #: here would make this copy the source again, so that only what is durable here survives.
+        self.sync_first: set[str] = set()
         self._flushes: dict[Op, None] = {}
         #: Abandoned writes that the local disk still works on.
         self._abandoned: set[Op] = set()
@@ -306,6 +309,8 @@ class ClientWrites:
         self.spans.remove(write.offset)
         if write.fua:
             self._flush(write.op)
+        elif self.sync_first:
+            self._reply_synced(write.op)
         else:
             self._reply(write.op)
         if self._blocked:
@@ -325,6 +330,11 @@ class ClientWrites:
         self._flushes[op] = None
         epoch = self._epoch
         self.barrier(Waiter.CLIENT, lambda: self._flushed(op, epoch))
+
+    def _reply_synced(self, op: Op) -> None:
+        self._flushes[op] = None
+        epoch = self._epoch
+        self._volume.syncs.request(lambda: self._flushed(op, epoch))
 
     def _flushed(self, op: Op, epoch: int) -> None:
         if epoch == self._epoch:
