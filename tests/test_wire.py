@@ -1,11 +1,11 @@
-"""The counting proxy: passes on everything, counts it, and cuts when told."""
+"""The counting proxy: passes on everything, counts it; cuts, damages and delays when told."""
 
 from __future__ import annotations
 
 import socket
 
 from tests.daemon import PORTS, wait_for
-from tests.wire import CountingProxy
+from tests.wire import CountingProxy, Way
 
 
 def connect(port: int) -> socket.socket:
@@ -49,3 +49,35 @@ def test_cut_closes_what_is_open_and_accepts_again() -> None:
                 wait_for(lambda: proxy.connections == 2, what="it is connected again")
                 dialer.sendall(b"y")
                 wait_for(lambda: proxy.sent_bytes == 1, what="the byte is counted")
+
+
+def test_planned_faults_hit_exactly_the_byte_that_was_meant() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        port = PORTS.take()
+        with CountingProxy(port, target.getsockname()[1]) as proxy, connect(port) as dialer:
+            accepted, _ = target.accept()
+            with accepted:
+                proxy.flip_after(Way.FROM_DIALER, 2, 0)
+                dialer.sendall(b"aaaa")
+                assert receive(accepted, 4) == b"aa`a"
+                proxy.wait_fault()
+                accepted.sendall(b"bbbb")
+                assert receive(dialer, 4) == b"bbbb"
+                proxy.cut_after(Way.TO_DIALER, 3)
+                accepted.sendall(b"cccc")
+                assert receive(dialer, 4) == b"ccc"
+
+
+def test_delayed_bytes_arrive_in_order_and_before_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        port = PORTS.take()
+        with CountingProxy(port, target.getsockname()[1]) as proxy:
+            proxy.delay_s = 0.05
+            with connect(port) as dialer:
+                accepted, _ = target.accept()
+                with accepted:
+                    dialer.sendall(b"first")
+                    assert receive(accepted, 5) == b"first"
+                    dialer.sendall(b"second")
+                    dialer.shutdown(socket.SHUT_WR)
+                    assert receive(accepted, 100) == b"second"

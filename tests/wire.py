@@ -1,20 +1,43 @@
-"""A TCP proxy on loopback between two nodes: counts what crosses, and cuts it on demand.
+"""A TCP proxy on loopback between two nodes: counts what crosses, cuts and damages it on demand.
 
 What a daemon says of its own traffic is not evidence; this is. One thread, blocking sockets behind
-a selector; bytes are passed on in order and unchanged.
+a selector; bytes are passed on in order, and unchanged unless a test asks for something else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import selectors
 import socket
 import threading
+import time
+from collections import deque
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 CHUNK_BYTES = 256 << 10
 POLL_S = 0.1
 CONNECT_DEADLINE_S = 5.0
+FAULT_DEADLINE_S = 60.0
+
+
+class Way(enum.Enum):
+    """A direction across the wire."""
+
+    FROM_DIALER = "from the dialer"
+    TO_DIALER = "to the dialer"
+
+
+@dataclass(slots=True)
+class _Fault:
+    """What is to happen to the byte that is `bytes_left` away on its way across."""
+
+    way: Way
+    bytes_left: int
+    #: The bits to turn over in that byte; 0: the connection is cut before it instead.
+    flip: int
 
 
 class CountingProxy:
@@ -28,6 +51,10 @@ class CountingProxy:
         self.sent_bytes = 0
         self.received_bytes = 0
         self.connections = 0
+        #: What crosses arrives this much later, in either direction.
+        self.delay_s = 0.0
+        #: On their way: when they arrive, from which socket, the bytes; none at its end.
+        self._under_way: deque[tuple[float, socket.socket, bytes]] = deque()
         self._target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", port))
         self._other: dict[socket.socket, socket.socket] = {}
@@ -37,6 +64,8 @@ class CountingProxy:
         self._cut_asked = threading.Event()
         self._ended = threading.Event()
         self._refusing = threading.Event()
+        self._fault: _Fault | None = None
+        self._fault_done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="counting proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -65,21 +94,46 @@ class CountingProxy:
         """Accept connections again."""
         self._refusing.clear()
 
+    def cut_after(self, way: Way, count: int) -> None:
+        """Cut the connection once `count` more bytes have crossed that way."""
+        self._plan(_Fault(way, count, 0))
+
+    def flip_after(self, way: Way, count: int, bit: int) -> None:
+        """Turn over one bit (0 to 7) of the byte that follows `count` more bytes that way."""
+        self._plan(_Fault(way, count, 1 << bit))
+
+    def _plan(self, fault: _Fault) -> None:
+        assert self._fault is None, "one fault at a time"
+        self._fault_done.clear()
+        self._fault = fault
+
+    def wait_fault(self, deadline_s: float = FAULT_DEADLINE_S) -> None:
+        """Wait until the planned fault has happened."""
+        assert self._fault_done.wait(deadline_s), "too few bytes crossed for the fault"
+
     def _run(self) -> None:
         while not self._ended.is_set():
-            for key, _ in self._selector.select(POLL_S):
+            for key, _ in self._selector.select(self._pause_s()):
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
                 if sock is self._listener:
                     self._accept()
                 elif sock in self._other:
                     self._pass_on(sock)
+            while self._under_way and self._under_way[0][0] <= time.monotonic():
+                _, sock, data = self._under_way.popleft()
+                self._deliver(sock, data)
             if self._cut_asked.is_set():
                 self._cut_asked.clear()
                 self._close_all()
         self._close_all()
         self._listener.close()
         self._selector.close()
+
+    def _pause_s(self) -> float:
+        if not self._under_way:
+            return POLL_S
+        return min(POLL_S, max(0.0, self._under_way[0][0] - time.monotonic()))
 
     def _accept(self) -> None:
         dialer, _ = self._listener.accept()
@@ -103,19 +157,51 @@ class CountingProxy:
     def _pass_on(self, sock: socket.socket) -> None:
         try:
             data = sock.recv(CHUNK_BYTES)
-            self._other[sock].sendall(data)
         except OSError:
             data = b""
+        if not self.delay_s:
+            self._deliver(sock, data)
+            return
+        self._under_way.append((time.monotonic() + self.delay_s, sock, data))
         if not data:
-            self._close(sock)
-        elif sock in self._dialers:
+            # Its end is readable for ever; what was sent before still arrives.
+            self._selector.unregister(sock)
+
+    def _deliver(self, sock: socket.socket, data: bytes) -> None:
+        if sock not in self._other:
+            return  # cut while this was under way
+        way = Way.FROM_DIALER if sock in self._dialers else Way.TO_DIALER
+        ended = not data
+        fault = self._fault
+        if fault is not None and fault.way is way:
+            data, ended = self._damaged(fault, data, ended)
+        try:
+            self._other[sock].sendall(data)
+        except OSError:
+            data, ended = b"", True
+        if way is Way.FROM_DIALER:
             self.sent_bytes += len(data)
         else:
             self.received_bytes += len(data)
+        if ended:
+            self._close(sock)
+
+    def _damaged(self, fault: _Fault, data: bytes, ended: bool) -> tuple[bytes, bool]:
+        """Return what crosses instead of `data`, and whether the connection ends behind it."""
+        place = fault.bytes_left
+        if len(data) <= place:
+            fault.bytes_left -= len(data)
+            return data, ended
+        self._fault = None
+        self._fault_done.set()
+        if not fault.flip:
+            return data[:place], True
+        return data[:place] + bytes([data[place] ^ fault.flip]) + data[place + 1 :], ended
 
     def _close(self, sock: socket.socket) -> None:
         for end in (sock, self._other[sock]):
-            self._selector.unregister(end)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(end)
             del self._other[end]
             self._dialers.discard(end)
             end.close()

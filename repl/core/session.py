@@ -54,6 +54,8 @@ class Session:
         #: Payload bytes of copies and digests sent since the start, without mirrored writes.
         self.resync_sent_bytes = 0
         self.decision: Decision | None = None
+        #: Connections that ended because the peer's bytes were damaged or broke the protocol.
+        self.broken_connections = 0
         #: Why the peer refused the last connection, and its code; empty once it says hello.
         self.refusal = self.refusal_code = ""
         #: Acknowledgements that wait for this member while it is away or being settled.
@@ -161,8 +163,11 @@ class Session:
         self.send_control(Type.HELLO, hellos.to_json(self.my_hello))
         self._try_decide()
 
-    def down(self, reason: str) -> None:
-        """The connection ended: what the peer may have lost becomes dirty for it."""
+    def down(self, reason: str, *, broken: bool = False) -> None:
+        """The connection ended: what the peer may have lost becomes dirty for it.
+
+        `broken` if what arrived made no sense: it is counted, and said as a warning.
+        """
         if self.phase is Phase.DOWN:
             return
         volume = self.volume
@@ -187,16 +192,18 @@ class Session:
         if self.source is not None:
             self.source.ended()
         self._reset()
-        volume.note("info", f"connection to {self.name} ended ({was.value}): {reason}")
+        self.broken_connections += broken
+        level = "warning" if broken else "info"
+        volume.note(level, f"connection to {self.name} ended ({was.value}): {reason}")
         volume.connection_ended(self, was)
 
-    def drop(self, reason: str) -> None:
-        """Close the connection from this side."""
+    def drop(self, reason: str, *, broken: bool = False) -> None:
+        """Close the connection from this side; `broken` as for `down`."""
         if self.phase is Phase.DOWN:
             return
         self.volume.outbox.send.pop(self.name, None)
         self.volume.outbox.drop.append((self.name, reason))
-        self.down(reason)
+        self.down(reason, broken=broken)
 
     def on_this_connection(self, act: Callable[[], None]) -> Callable[[], None]:
         """Wrap what is to be done later, so that it never happens on another connection."""
@@ -210,8 +217,7 @@ class Session:
 
     def broke_protocol(self, error: PeerError) -> None:
         """What the peer sent earlier turns out to be wrong: drop it, in whatever turn this is."""
-        self.volume.note("warning", f"{self.name} broke the protocol: {error}")
-        self.drop(f"it broke the protocol: {error}")
+        self.drop(f"it broke the protocol: {error}", broken=True)
 
     # Handshake.
 

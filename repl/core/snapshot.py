@@ -102,6 +102,7 @@ def _peer_snapshot(session: Session) -> dict[str, Any]:
         "out_of_sync_bytes": behind.set_bytes,
         "resync": session.progress.forecast(behind.set_bytes) if copying else None,
         "resync_sent_bytes_total": session.resync_sent_bytes,
+        "broken_connections_total": session.broken_connections,
         "last_handshake": None
         if decision is None
         else {

@@ -286,9 +286,9 @@ class Volume:
             return
         self.sessions[peer].up()
 
-    def peer_down(self, peer: str, reason: str) -> None:
-        """The connection to the peer ended."""
-        self.sessions[peer].down(reason)
+    def peer_down(self, peer: str, reason: str, *, broken: bool = False) -> None:
+        """The connection to the peer ended; `broken` if its bytes were damaged."""
+        self.sessions[peer].down(reason, broken=broken)
 
     def peer_frame(
         self,

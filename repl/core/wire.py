@@ -84,6 +84,22 @@ _JSON_TYPES = frozenset(
     }
 )
 _TYPES = {int(kind): kind for kind in Type}
+#: Types whose payload is the data that `length` covers, and types that have none.
+_DATA_TYPES = frozenset({Type.WRITE, Type.RESYNC_WRITE})
+_BARE_TYPES = frozenset(
+    {
+        Type.LEAVE_STORED,
+        Type.PING,
+        Type.PONG,
+        Type.GENERATION_STORED,
+        Type.ACK,
+        Type.ZERO,
+        Type.RESYNC_ZERO,
+        Type.SYNC,
+        Type.SETTLED,
+        Type.CLEAR_INTENTS,
+    }
+)
 
 
 class Header(NamedTuple):
@@ -134,6 +150,13 @@ def decode_header(buffer: bytes | bytearray | memoryview, start: int = 0) -> Hea
         raise PeerError(
             f"a frame announces {payload_bytes} bytes, the limit is {PAYLOAD_BYTES_MAX}"
         )
+    if known in _DATA_TYPES:
+        fits = payload_bytes == length
+    else:
+        fits = not payload_bytes or known not in _BARE_TYPES
+    if not fits:
+        # Refused now: a length that was damaged on its way would be waited for until a timeout.
+        raise PeerError(f"a {known.name} frame announces {payload_bytes} bytes, which cannot be")
     return Header(known, payload_bytes, seq, offset, length, generation, flags, checksum)
 
 

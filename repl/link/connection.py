@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -61,6 +62,8 @@ class PeerConnection:
         self._writing = False
         self._kept = False
         self.closed = False
+        #: Whether it ended because what arrived was no frame, or a damaged one.
+        self.broken = False
         #: Bytes queued and not yet taken by the kernel.
         self.unsent_bytes = 0
         self.received_bytes = 0
@@ -115,6 +118,8 @@ class PeerConnection:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
+            # A TLS record that was damaged on its way is what a damaged frame is without TLS.
+            self.broken = isinstance(error, ssl.SSLError)
             self._lost(f"receiving failed: {error.strerror}")
             return
         if not count:
@@ -125,6 +130,7 @@ class PeerConnection:
         try:
             frames = self._parse()
         except PeerError as error:
+            self.broken = True
             self._lost(f"a broken frame: {error}")
             return
         if frames:

@@ -277,7 +277,7 @@ class Engine:
         del self._peers[name]
         self._now()
         self._applier.discard(name)
-        self.volume.peer_down(name, reason)
+        self.volume.peer_down(name, reason, broken=peer.broken)
         self.run()
         self._on_lost(name, reason)
 

@@ -42,6 +42,10 @@ JSON_FRAMES = sorted(
     {Type.HELLO, Type.DECISION, Type.START, Type.READY, Type.PROMOTE_ASK, Type.PROMOTE_ANSWER}
     | {Type.LEAVE, Type.GOODBYE, Type.STATUS, Type.GENERATION}
 )
+DATA_FRAMES = (Type.WRITE, Type.RESYNC_WRITE)
+BARE_FRAMES = sorted(
+    set(Type) - set(JSON_FRAMES) - set(DATA_FRAMES) - {Type.MAP, Type.DIGEST, Type.DIFFERENT}
+)
 
 
 # Headers.
@@ -51,6 +55,10 @@ JSON_FRAMES = sorted(
 def test_a_header_reads_back_as_it_was_written(
     kind: Type, payload: bytes, seq: int, offset: int, length: int, generation: int, flags: int
 ) -> None:
+    if kind in BARE_FRAMES:
+        payload = b""
+    elif kind in DATA_FRAMES:
+        length = len(payload)
     frame = encode_header(kind, payload, seq, offset, length, generation, flags) + payload
     header = decode_header(b"xyz" + frame, 3)
     assert header[:7] == (kind, len(payload), seq, offset, length, generation, flags)
@@ -76,9 +84,18 @@ def test_every_byte_of_an_empty_frames_header_is_covered() -> None:
 
 
 def test_a_frame_may_announce_the_limit_and_not_one_byte_more() -> None:
-    decode_header(encode_header(Type.WRITE, bytes(PAYLOAD_BYTES_MAX)))
+    most, more = bytes(PAYLOAD_BYTES_MAX), bytes(PAYLOAD_BYTES_MAX + 1)
+    decode_header(encode_header(Type.WRITE, most, length=len(most)))
     with pytest.raises(PeerError, match="the limit is 262144"):
-        decode_header(encode_header(Type.WRITE, bytes(PAYLOAD_BYTES_MAX + 1)))
+        decode_header(encode_header(Type.WRITE, more, length=len(more)))
+
+
+@pytest.mark.parametrize("kind", [*BARE_FRAMES, *DATA_FRAMES])
+def test_an_impossible_length_is_refused_before_its_bytes_are_waited_for(kind: Type) -> None:
+    frame = bytearray(encode_header(kind, b"", length=0))
+    frame[6] ^= 1  # 256 bytes more
+    with pytest.raises(PeerError, match="announces 256 bytes"):
+        decode_header(frame)
 
 
 @pytest.mark.parametrize(

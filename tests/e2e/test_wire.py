@@ -24,6 +24,8 @@ from tests.wire import CountingProxy
 CHATTER_BYTES = 64 << 10
 #: What the digest of one block may take on the wire.
 DIGEST_BYTES_MAX = 32
+#: One way: half of a round trip between continents.
+FAR_S = 0.1
 
 
 @pytest.fixture
@@ -127,6 +129,21 @@ def test_short_cuts_of_the_wire_reach_no_client(
         for _ in range(5):
             client.wait_acknowledged(150)
             cut_and_back(wire)
+    assert_no_error_reached(client)
+    assert client.connection_losses == []
+    assert_promises_kept(pair, pair.alpha, ledger)
+
+
+def test_distance_slows_writes_down_and_loses_none(
+    counted: tuple[Pair, CountingProxy], ledger: Ledger
+) -> None:
+    pair, wire = counted
+    pair.start_in_sync(primary=pair.alpha)
+    wire.delay_s = FAR_S
+    with LedgerClient(ledger, pair.alpha.uri(), region=range(1024), flush_every=30) as client:
+        client.wait_acknowledged(100)
+        cut_and_back(wire)
+        client.wait_acknowledged(100)
     assert_no_error_reached(client)
     assert client.connection_losses == []
     assert_promises_kept(pair, pair.alpha, ledger)

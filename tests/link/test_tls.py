@@ -99,7 +99,7 @@ def test_frames_pass_both_ways_whatever_their_size(folder: Path) -> None:
         payloads = [os.urandom(size) for size in (0, 1, 4096, 16384, 65537, 256 << 10)] * 24
         for end in ends:
             for seq, payload in enumerate(payloads):
-                end.send(encode_header(Type.WRITE, payload, seq) + b"")
+                end.send(encode_header(Type.WRITE, payload, seq, length=len(payload)))
                 if payload:
                     end.send(memoryview(payload))
             end.flush()
