@@ -120,6 +120,15 @@ class VolumeSpec:
     size_bytes: int = DEFAULT_SIZE_BYTES
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a node is on the network: its address, and the process whose network it shares."""
+
+    address: str = "127.0.0.1"
+    #: None: this machine's own network.
+    network_of_pid: int | None = None
+
+
 @dataclass
 class Node:
     """One `repld`: its folder, its configuration and its process."""
@@ -131,6 +140,8 @@ class Node:
     nbd_port: int = field(default_factory=PORTS.take)
     #: Peer's name and port; None for a node alone.
     peer: tuple[str, int] | None = None
+    place: Place = Place()
+    peer_address: str = "127.0.0.1"
     timeouts: dict[str, float] = field(default_factory=dict)
     #: Lines for the `[nbd]` table.
     nbd_options: tuple[str, ...] = ()
@@ -181,7 +192,8 @@ class Node:
             f'name = "{self.name}"',
             f'state_dir = "{self.state_dir}"',
             f'control = "{self.control}"',
-            f'listen = "127.0.0.1:{self.peer_port}"',
+            f'listen = "{self.place.address}:{self.peer_port}"',
+            *(["insecure = true"] if self.place.network_of_pid is not None else []),
             "",
             "[nbd]",
             f'socket = "{self.nbd_socket}"',
@@ -197,7 +209,11 @@ class Node:
             files = {"certificate": f"{name}.crt", "key": f"{name}.key", "authority": "ca.crt"}
             lines += ["[tls]", *(f'{key} = "{place / file}"' for key, file in files.items()), ""]
         if self.peer is not None:
-            lines += [f"[peers.{self.peer[0]}]", f'address = "127.0.0.1:{self.peer[1]}"', ""]
+            lines += [
+                f"[peers.{self.peer[0]}]",
+                f'address = "{self.peer_address}:{self.peer[1]}"',
+                "",
+            ]
         for volume in self.volumes:
             peers = f'["{self.peer[0]}"]' if self.peer is not None else "[]"
             lines += [
@@ -234,7 +250,11 @@ class Node:
             self.wait_answering()
 
     def repld_command(self) -> list[str]:
-        return [sys.executable, "-m", "repl.node.main", "--config", str(self.config_path)]
+        enter = []
+        if self.place.network_of_pid is not None:
+            # The network only: files, and so the control and NBD sockets, stay in reach.
+            enter = ["nsenter", "-t", str(self.place.network_of_pid), "-n"]
+        return [*enter, sys.executable, "-m", "repl.node.main", "--config", str(self.config_path)]
 
     def wait_answering(self) -> None:
         def answers() -> bool:
@@ -299,6 +319,16 @@ class Node:
         process.wait(STOP_DEADLINE_S)
         wait_for(lambda: not process_group_members(process.pid), what=f"{self.name} is dead")
         self.process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP the daemon and its workers at once: it runs no more, but its sockets stay."""
+        assert self.process is not None, f"{self.name} does not run"
+        _signal_group(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT after `freeze`: it goes on where it was, not knowing that time has passed."""
+        assert self.process is not None, f"{self.name} does not run"
+        _signal_group(self.process.pid, signal.SIGCONT)
 
     def worker_pid(self, volume: str = "r0") -> int:
         pid = int(self.volume(volume)["worker_pid"])
@@ -400,6 +430,14 @@ class Node:
         except DeadlineMissed as missed:
             shown = json.dumps(last, indent=1)
             raise DeadlineMissed(f"{missed}\n{shown}\n{self.log_tail()}") from None
+
+    def wait_alone(self, volume: str = "r0") -> Json:
+        """Wait until this node has noticed that its peer is gone."""
+        return self.wait_volume(
+            lambda v: v["peers"][0]["connection_state"] != "connected",
+            "has noticed the loss",
+            volume,
+        )
 
     def wait_closed(self, volume: str = "r0") -> Json:
         """Wait until the worker has said why it cannot open the volume."""

@@ -76,6 +76,9 @@ def _degraded(volume: Volume) -> Finding | None:
     for peer in volume.peers:
         if not peer.is_in_sync:
             return Finding(Level.DEGRADED, describe_peer(peer))
+        if peer.slow_s is not None:
+            slow = f"{peer.name} is slow: no answer for {units.format_duration(peer.slow_s)}"
+            return Finding(Level.DEGRADED, slow)
     if volume.peers and not volume.is_in_sync:
         return Finding(Level.DEGRADED, f"the copy on this node is {volume.disk_state}")
     if not volume.peers and volume.disk_state in ("failed", "diskless", "inconsistent"):
@@ -118,7 +121,9 @@ def judge_node(node: Node) -> Finding:
         volume, finding = critical[0]
         more = f" ({len(sick) - 1} more need attention)" if len(sick) > 1 else ""
         return Finding(Level.CRITICAL, f"{volume.name}: {finding.sentence}{more}.")
-    if any(volume.worker_silent for volume, _ in sick):
+    # A silent worker, or slow peers that have everything so far, are no lost redundancy.
+    whole = all(volume.is_in_sync for volume, _ in sick)
+    if whole or any(volume.worker_silent for volume, _ in sick):
         return Finding(Level.DEGRADED, f"{sick[0][0].name}: {sick[0][1].sentence}.")
     noun = "volume has" if total == 1 else "volumes has" if len(sick) == 1 else "volumes have"
     service = "; service is up" if any(volume.serving for volume, _ in found) else ""

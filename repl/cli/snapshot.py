@@ -52,6 +52,7 @@ class Peer:
     role: str
     out_of_sync_bytes: int | None
     contact_lost_time_s: float | None
+    slow_s: float | None
     resync: Resync | None
 
     @property
@@ -134,6 +135,7 @@ def _peer(fields: dict[str, Any]) -> Peer:
         role=_text(fields, "role", UNKNOWN),
         out_of_sync_bytes=_count(fields, "out_of_sync_bytes"),
         contact_lost_time_s=_amount(fields, "contact_lost_time_s"),
+        slow_s=_amount(fields, "slow_s"),
         resync=_resync(fields),
     )
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -93,14 +93,28 @@ def _peer_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
         "Bytes that the peer's copy lacks, as far as this node knows.",
         labels=["volume", "peer"],
     )
+    slow = GaugeMetricFamily(
+        "repl_peer_slow_seconds",
+        "For how long the peer has owed an answer; 0 while that is nothing unusual.",
+        labels=["volume", "peer"],
+    )
+    broken = CounterMetricFamily(
+        "repl_peer_broken_connections",
+        "Connections that ended because the peer's bytes were damaged or broke the protocol.",
+        labels=["volume", "peer"],
+    )
     for volume in volumes:
         for peer in volume["peers"]:
             labels = [volume["name"], peer["name"]]
             out_of_sync.add_metric(labels, peer["out_of_sync_bytes"])
+            slow.add_metric(labels, peer.get("slow_s") or 0)
+            broken.add_metric(labels, peer.get("broken_connections_total") or 0)
             for state in CONNECTION_STATES:
                 connection.add_metric([*labels, state], peer["connection_state"] == state)
     yield connection
     yield out_of_sync
+    yield slow
+    yield broken
 
 
 class MetricsServer:

@@ -148,7 +148,7 @@ class Changes:
             "lineage": [hellos.generation_to_json(entry) for entry in facts.lineage],
         }
         session.confirmed = False
-        session.announced_since_s = self._volume.now
+        session.live.unconfirmed_since_s = self._volume.now
         session.send_control(Type.GENERATION, body)
 
     def confirmed(self, session: Session, generation_id: int) -> None:
@@ -159,7 +159,7 @@ class Changes:
         if not volume.facts.lineage or generation_id != volume.facts.generation.id:
             return
         session.confirmed = True
-        session.announced_since_s = None
+        session.live.unconfirmed_since_s = None
         volume.set_base(session.name, generation_id)
         if session.phase is Phase.JOINING:
             volume.intents.clear_suspects()

@@ -42,7 +42,7 @@ def route(volume: Volume, peer: str, frame: Frame) -> None:
     kind, seq, offset, length, generation, flags, payload = frame
     if session.phase is Phase.DOWN:
         return
-    session.last_received_s = volume.now
+    session.live.received_s = volume.now
     if volume.failed and kind is not Type.LEAVE_STORED:
         return
     if kind is Type.ACK:
@@ -72,6 +72,8 @@ _BARE = frozenset({Type.PING, Type.PONG, Type.GENERATION_STORED, Type.LEAVE_STOR
 def _bare(volume: Volume, session: Session, kind: Type, seq: int) -> None:
     if kind is Type.PING:
         session.send(Type.PONG)
+    elif kind is Type.PONG:
+        volume.absence.answered(session, session.live.ponged())
     elif kind is Type.GENERATION_STORED:
         volume.changes.confirmed(session, seq)
     elif kind is Type.LEAVE_STORED:

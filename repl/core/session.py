@@ -17,6 +17,7 @@ from repl.core import hello as hellos
 from repl.core.facts import TOKENS_KEPT
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
+from repl.core.liveness import Liveness
 from repl.core.outbox import SendJob
 from repl.core.progress import Progress
 from repl.core.receiver import Receiver
@@ -83,12 +84,7 @@ class Session:
         #: The peer has stored the current generation (it shows it, or confirmed it).
         self.confirmed = False
         self.peer_status: dict[str, str] = {}
-        self.last_received_s = self.volume.now
-        self.last_sent_s = self.volume.now
-        self.waiting_since_s: float | None = None
-        self.sync_since_s: float | None = None
-        #: Since when a generation announced to the peer is not confirmed.
-        self.announced_since_s: float | None = None
+        self.live = Liveness(self.volume.now)
 
     # What the rest of the core asks.
 
@@ -316,6 +312,9 @@ class Session:
             volume.roles.step_down(f"{self.name} has newer writes; this node becomes its target")
         else:
             self.move(Phase.TARGET_STARTING)
+        if self.connected:
+            # Last: where this node steps down, nobody is to be answered before.
+            volume.absence.met(self)
 
     # The stream to the peer.
 
@@ -334,21 +333,12 @@ class Session:
         generation = stored.generation.id if stored.lineage else 0
         job: SendJob = (kind, seq, offset, length, generation, flags, source)
         self.volume.outbox.send.setdefault(self.name, []).append(job)
-        self.last_sent_s = self.volume.now
+        self.live.sent_s = self.volume.now
 
-    def excuse(self, away_s: float) -> None:
-        """Do not blame the peer for time in which this node could not listen."""
-        self.last_received_s += away_s
-        if self.waiting_since_s is not None:
-            self.waiting_since_s += away_s
-        if self.sync_since_s is not None:
-            self.sync_since_s += away_s
-        if self.announced_since_s is not None:
-            self.announced_since_s += away_s
-
-    def ping(self) -> None:
-        """Show that this side lives, and make the peer show it."""
+    def ping(self) -> int:
+        """Show that this side lives, and make the peer show it; return the ping's number."""
         self.send(Type.PING)
+        return self.live.pinged()
 
     def clear_intents_there(self, seq: int) -> None:
         """Everything up to this number is durable on both sides: the peer may clear intents."""
@@ -371,8 +361,8 @@ class Session:
     ) -> int:
         """Queue a frame of the ordered stream and return its number."""
         self.sent_seq += 1
-        if self.waiting_since_s is None:
-            self.waiting_since_s = self.volume.now
+        if self.live.unapplied_since_s is None:
+            self.live.unapplied_since_s = self.volume.now
         self.send(kind, self.sent_seq, offset, length, flags, source)
         return self.sent_seq
 
@@ -418,8 +408,8 @@ class Session:
         """Ask the peer to make everything sent until now durable."""
         if self._sync_asked_seq < self.sent_seq:
             self._sync_asked_seq = self.sent_seq
-            if self.sync_since_s is None:
-                self.sync_since_s = self.volume.now
+            if self.live.unsynced_since_s is None:
+                self.live.unsynced_since_s = self.volume.now
             self.send(Type.SYNC, self.sent_seq)
 
     def on_ack(self, applied: int, durable: int) -> None:
@@ -430,14 +420,15 @@ class Session:
             raise PeerError(f"ACK: {applied}/{durable} does not follow from what was sent")
         if applied > self.acked_seq:
             self.acked_seq = applied
-            self.waiting_since_s = self.volume.now if applied < self.sent_seq else None
+            left = applied < self.sent_seq
+            self.live.unapplied_since_s = self.volume.now if left else None
             awaiting = self._awaiting
             while awaiting and awaiting[0][0] <= applied:
                 self.volume.writes.one_done(awaiting.popleft()[1])
         if durable > self.durable_seq:
             self.durable_seq = durable
             if durable >= self._sync_asked_seq:
-                self.sync_since_s = None
+                self.live.unsynced_since_s = None
             recent = self._recent
             while recent and recent[0][0] <= durable:
                 recent.popleft()

@@ -98,6 +98,7 @@ def _peer_snapshot(session: Session) -> dict[str, Any]:
         "refusal_code": session.refusal_code,
         "in_sync": session.settled,
         "member": session.is_member,
+        "slow_s": _slow_s(session),
         "contact_lost_time_s": None if session.connected else session.contact_lost_wall_s,
         "out_of_sync_bytes": behind.set_bytes,
         "resync": session.progress.forecast(behind.set_bytes) if copying else None,
@@ -132,9 +133,21 @@ def _full_why_and_next(volume: Volume) -> tuple[str, str]:
     )
 
 
+def _slow_s(session: Session) -> float | None:
+    if session.phase is Phase.DOWN:
+        return None
+    volume = session.volume
+    slow_s = session.live.slow_s(volume.now, volume.timeouts)
+    return None if slow_s is None else round(slow_s, 1)
+
+
 def _why_and_next(volume: Volume) -> tuple[str, str]:
     """The one thing most worth knowing about the volume, and what to run."""
     name = volume.name
+    if volume.absence.doubtful:
+        unmet = ", ".join(volume.absence.unmet)
+        why = f"{volume.node} did not run for a while, and clients wait for word of {unmet}"
+        return why, "nothing to do: it goes on by itself within seconds"
     if volume.failed:
         return (
             f"the local copy failed: {volume.failed}",
@@ -152,6 +165,9 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
         decision = session.decision
         if session.phase in (Phase.REFUSED, Phase.SPLIT_BRAIN, Phase.IDLE) and decision is not None:
             return decision.sentence, decision.next_step
+        if (slow_s := _slow_s(session)) is not None:
+            why = f"{session.name} is slow: no answer for {slow_s:g} s"
+            return why, f"look at the network and the disk of {session.name}"
         if session.phase in (Phase.SOURCE, Phase.TARGET) and decision is not None:
             return decision.sentence, f"nothing to do; to wait: replctl wait {name} --for in-sync"
     away = [s.name for s in volume.sessions.values() if s.phase is Phase.DOWN]

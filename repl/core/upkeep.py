@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repl.core.intents import HOT_EXTENTS_MAX
+from repl.core.liveness import SLOW_PART
 from repl.core.states import Phase
 from repl.core.writes import Waiter
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 CHECKPOINT_INTERVAL_S = 2.0
 #: A receiver makes what it applied durable at least this often, unasked.
 WATERMARK_INTERVAL_S = 1.0
-#: A longer pause between two ticks is this node's own absence.
-AWAY_S = 2.0
-#: A sync may take this many times longer than an ordinary answer.
-SYNC_PATIENCE = 6
 
 
 class Upkeep:
@@ -33,7 +30,6 @@ class Upkeep:
         self.synced_at_s = volume.now
         self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
         self._checkpointing = False
-        self._ticked_at_s = volume.now
 
     def checkpoint_given_up(self) -> None:
         """The checkpoint under way will never be told its end: the next one begins anew."""
@@ -42,11 +38,8 @@ class Upkeep:
     def tick(self) -> None:
         """Do whatever is due at the volume's present time."""
         volume = self._volume
-        away_s, self._ticked_at_s = volume.now - self._ticked_at_s, volume.now
+        volume.absence.tick()
         for session in volume.sessions.values():
-            if away_s > AWAY_S:
-                # This process was stopped or the machine slept: no silence of the peer's.
-                session.excuse(away_s)
             self._tick_session(session)
         self._tick_loss()
         crowded = len(volume.intents.hot) >= HOT_EXTENTS_MAX
@@ -58,18 +51,14 @@ class Upkeep:
         if session.phase is Phase.DOWN:
             return
         now, timeouts = self._volume.now, self._volume.timeouts
-        timeout = timeouts.peer_timeout_s
-        silent = now - session.last_received_s
-        unapplied = now - (session.waiting_since_s if session.waiting_since_s is not None else now)
-        unsynced = now - (session.sync_since_s if session.sync_since_s is not None else now)
-        told = session.announced_since_s
-        unconfirmed = now - told if told is not None else 0.0
-        patience = SYNC_PATIENCE * timeout
-        if silent > timeout or unapplied > timeout or unsynced > patience or unconfirmed > patience:
-            longest = max(silent, unapplied, unsynced, unconfirmed)
-            session.drop(f"it did not answer for {longest:.1f} s")
+        debt_s, used_up = session.live.used_up(now, timeouts)
+        if used_up > 1:
+            session.drop(f"it did not answer for {debt_s:.1f} s")
             return
-        if now - session.last_sent_s >= timeouts.ping_interval_s:
+        if used_up >= SLOW_PART and not session.live.said_slow:
+            session.live.said_slow = True
+            self._volume.note("warning", f"{session.name} is slow: no answer for {debt_s:.1f} s")
+        if now - session.live.sent_s >= timeouts.ping_interval_s:
             session.ping()
         session.measure()
         if session.receiver.unsynced and now - self.synced_at_s >= WATERMARK_INTERVAL_S:
@@ -78,6 +67,8 @@ class Upkeep:
     def _tick_loss(self) -> None:
         volume = self._volume
         if not volume.is_primary or volume.changes.busy or volume.failed:
+            return
+        if volume.absence.doubtful:
             return
         for session in volume.member_sessions():
             if (

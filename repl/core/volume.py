@@ -9,10 +9,11 @@ primary), `commits.py` (what is durable). README.md in this folder is the contra
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from repl.core import routing
+from repl.core.absence import Absence
 from repl.core.blockmap import runs_of
 from repl.core.changes import Changes
 from repl.core.commits import Commits, Syncs
@@ -23,6 +24,7 @@ from repl.core.promotion import PromoteRequest
 from repl.core.roles import Roles, sole_survivor
 from repl.core.session import Session
 from repl.core.states import DiskState, Phase, Role
+from repl.core.timeouts import AWAY_S, Timeouts
 from repl.core.upkeep import Upkeep
 from repl.core.verdict import Verdict, granted, refused
 from repl.core.wire import Type, encode_body
@@ -30,15 +32,6 @@ from repl.core.writes import ClientWrites
 
 #: Bytes written and not synced that start a sync here without being asked (design §7).
 BACKGROUND_SYNC_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Design §7; all in seconds."""
-
-    peer_timeout_s: float = 5.0
-    reconnect_grace_s: float = 1.0
-    ping_interval_s: float = 1.0
 
 
 class Volume:
@@ -81,6 +74,7 @@ class Volume:
         self.changes = Changes(self)
         self.sessions = {record: Session(self, record) for record in maps.dirty}
         self.upkeep = Upkeep(self)
+        self.absence = Absence(self)
         resume = bool(facts.lineage) and facts.is_primary
         resume = resume and facts.generation.primary == facts.node_id and not facts.inconsistent
         self.roles = Roles(self, resume)
@@ -110,8 +104,10 @@ class Volume:
     def turn(self, now_s: float, wall_clock_s: int) -> None:
         """Begin a turn: the time, by a monotonic and by the wall clock."""
         assert now_s >= self.now, "time never goes back"
-        self.now = now_s
+        away_s, self.now = now_s - self.now, now_s
         self.wall_clock_s = wall_clock_s
+        if away_s > AWAY_S:
+            self.absence.ended(away_s)
 
     def take(self) -> Outbox:
         """End a turn: take steps that waited for this turn's inputs, and return all effects."""
@@ -415,6 +411,7 @@ class Volume:
     def become_secondary(self) -> None:
         """The role itself, after or (by force) before it is stored."""
         self.is_primary = False
+        self.absence.forget()
         self.upkeep.checkpoint_given_up()
         self.intents.connection_ended()
         self.note("info", f"{self.node} is secondary of {self.name}")
@@ -439,6 +436,7 @@ class Volume:
     def connection_ended(self, session: Session, was: Phase) -> None:
         """A session went down; what was asked of it fails, G4 begins when an answer is needed."""
         self.roles.connection_ended(session)
+        self.absence.connection_ended(session)
         if was is Phase.JOINING and not self.changes.busy:
             self.thaw("joining")
 

@@ -353,7 +353,10 @@ class ClientWrites:
             self.mark_answered()
 
     def _may_answer(self) -> bool:
-        """The present set, and its generation's mark, are durable before a reply (§5, G4)."""
+        """The present set, and its generation's mark, are durable before a reply (§5, G4); and
+        what this node knows of the members is of now."""
+        if self._volume.absence.doubtful:
+            return False
         stored = self._volume.commits.stored.generation
         return stored.answered and stored.id == self._volume.facts.generation.id
 
@@ -364,8 +367,12 @@ class ClientWrites:
             self._volume.change_facts(lineage=mark_answered(facts.lineage))
         self._volume.commits.request(self._answer)
 
+    def answer_waiting(self) -> None:
+        """Answer what waited only for this node to meet the members again, if nothing else."""
+        self._answer()
+
     def _answer(self) -> None:
-        if not self._unanswered:
+        if not self._unanswered or self._volume.absence.doubtful:
             return
         if not self._may_answer():
             # A new generation came in between; its own mark is needed.

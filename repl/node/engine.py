@@ -34,6 +34,7 @@ from repl.core.volume import Volume
 from repl.core.wire import PeerError, Type
 from repl.link.connection import Frame, PeerConnection
 from repl.node.applying import Applier
+from repl.node.clock import volume_now_s
 from repl.node.copying import Copier
 from repl.node.reading import Reader
 from repl.node.writing import Writer
@@ -141,7 +142,7 @@ class Engine:
         self._commit_threads.close()
 
     def _now(self) -> None:
-        self.volume.turn(time.monotonic(), int(time.time()))
+        self.volume.turn(volume_now_s(), int(time.time()))
 
     # Clients (nbdserver's Backend).
 

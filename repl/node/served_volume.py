@@ -13,7 +13,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nbdserver.buffers import ByteBudget
@@ -22,13 +21,15 @@ from nbdserver.export import ExportInfo
 from repl.core.promotion import PromoteRequest
 from repl.core.snapshot import volume_snapshot
 from repl.core.states import Phase
+from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
-from repl.core.volume import Timeouts, Volume
+from repl.core.volume import Volume
 from repl.errors import Refused, ReplError
 from repl.link.connection import Frame, PeerConnection
 from repl.link.dialer import Dialer
 from repl.link.preamble import Preamble
 from repl.link.tls import TlsSocket
+from repl.node.clock import boot_id, volume_now_s
 from repl.node.closed_status import closed_status
 from repl.node.engine import Engine
 from repl.node.peer_tls import PeerTls
@@ -45,7 +46,6 @@ CLIENTS_MAX = 256
 CLIENT_BYTES_MAX = 256 << 20
 #: A clean stop hands over within this time, or without.
 LEAVE_TIMEOUT_S = 6.0
-BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
 
 Settings = dict[str, Any]
 
@@ -128,12 +128,13 @@ class ServedVolume:
             store.maps,
             boot_id=boot_id(),
             random_id=random_id,
-            now_s=time.monotonic(),
+            now_s=volume_now_s(),
             wall_clock_s=int(time.time()),
             timeouts=Timeouts(
                 peer_timeout_s=timeouts["peer_timeout_s"],
                 reconnect_grace_s=timeouts["reconnect_grace_s"],
                 ping_interval_s=timeouts["ping_interval_s"],
+                meeting_s=timeouts["connect_timeout_s"] + timeouts["reconnect_backoff_max_s"],
             ),
         )
         self._engine = Engine(
@@ -472,14 +473,6 @@ def may_be_last_copy(volume: Volume) -> bool:
 def random_id() -> int:
     """A random number from 1 to 2**63 - 1."""
     return secrets.randbits(63) or 1
-
-
-def boot_id() -> str:
-    """The kernel's id of this boot; empty when it cannot be told."""
-    try:
-        return Path(BOOT_ID_PATH).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _host_port(address: str) -> tuple[str, int]:

@@ -17,6 +17,7 @@ def peer(**changed: Any) -> dict[str, Any]:
         "role": "secondary",
         "out_of_sync_bytes": 0,
         "contact_lost_time_s": None,
+        "slow_s": None,
         "resync": None,
         **changed,
     }

@@ -53,6 +53,14 @@ def test_peer_that_is_not_established_degrades(state: str | None) -> None:
     assert judge_volume(read_volume(fields)).level is Level.DEGRADED
 
 
+def test_slow_peer_degrades_before_it_is_dropped_though_nothing_is_lost_yet() -> None:
+    slow = recorded.volume(peers=[recorded.peer(slow_s=2.1)])
+    finding = judge_volume(read_volume(slow))
+    words = "beta is slow: no answer for 2.1s"
+    assert (finding.level, finding.sentence) == (Level.DEGRADED, words)
+    assert judge_node(read_node(recorded.status(slow))).sentence == f"r0: {words}."
+
+
 def test_one_bad_peer_of_two_degrades() -> None:
     peers = [recorded.peer(), recorded.peer(name="gamma", disk_state="failed")]
     finding = judge_volume(read_volume(recorded.volume(peers=peers)))

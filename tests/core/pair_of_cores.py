@@ -19,8 +19,9 @@ from repl.core.facts import Facts, Maps, PeerRecord
 from repl.core.outbox import ApplyJob, Commit, CopyJob, DiskJob, MapName, Op, Outbox, WriteKind
 from repl.core.promotion import PromoteRequest
 from repl.core.session import Session
+from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
-from repl.core.volume import Timeouts, Volume
+from repl.core.volume import Volume
 from repl.core.wire import DIGEST_BYTES, HEADER_BYTES, Header, PeerError, Type
 
 BLOCK = 4096

@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, cast
 
 from repl.core import wire
 from repl.core.facts import Facts, PeerRecord
-from repl.core.outbox import Outbox, SendJob, WriteKind
+from repl.core.outbox import Outbox, SendJob
 from repl.core.promotion import PromoteRequest
 from repl.core.states import Phase
+from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
-from repl.core.volume import Timeouts, Volume
+from repl.core.volume import Volume
 from repl.core.wire import PeerError, Type
 from repl.store.format import Layout
 from repl.store.metadata import Metadata
 from repl.store.stamp import BackingKind, Stamp
+from tests.sim.backlog import Backlog
 from tests.sim.disk import DataDisk, Loss, SectorDisk
 from tests.sim.disk_work import DiskWork
 from tests.sim.laws import Laws
-from tests.sim.ledger import WRITES, Op, OpKind, Violation
+from tests.sim.ledger import Op, Violation
 from tests.sim.network import Connection, Frame
+from tests.sim.requests import give
 
 if TYPE_CHECKING:
     from tests.sim.client import Client
@@ -34,13 +37,6 @@ if TYPE_CHECKING:
 VOLUME = "r0"
 TICK_S = 0.2
 LEAVE_TIMEOUT_S = 5.0
-
-_KINDS = {
-    OpKind.WRITE: WriteKind.WRITE,
-    OpKind.ZERO: WriteKind.ZERO,
-    OpKind.TRIM: WriteKind.TRIM,
-}
-
 
 #: Frames that no trace shows.
 _DULL = frozenset({Type.PING, Type.PONG, Type.STATUS})
@@ -64,6 +60,7 @@ class Node:
         self.boot_number = 0
         self.incarnation = 0
         self.running = False
+        self.backlog = Backlog()
         self.volume: Volume | None = None
         self.laws: Laws
         self.work: DiskWork
@@ -114,6 +111,7 @@ class Node:
             world.say(self.name, f"metadata: {report}")
         self.incarnation += 1
         self.running = True
+        self.backlog = Backlog()
         self.stopping = False
         self.fuse = None
         self.held.clear()
@@ -213,7 +211,7 @@ class Node:
 
         def event() -> None:
             if self.incarnation == incarnation and self.running:
-                self.turn(action)
+                self.backlog.unless_frozen(lambda: self.turn(action))
 
         self.world.clock.after(delay_s, event)
 
@@ -350,20 +348,18 @@ class Node:
     @property
     def serving(self) -> bool:
         """Whether a client that connects now is served."""
-        return self.running and not self.stopping and self.core.serving
+        return self.running and not (self.stopping or self.backlog.frozen) and self.core.serving
 
     def submit(self, op: Op) -> None:
         """A request of a client that is attached here."""
         self._in_flight.add(op)
         self.world.ledger.submitted(op)
-        volume = self.core
-        if op.kind is OpKind.FLUSH:
-            self.turn(lambda: volume.client_flush(op))
-        elif op.kind is OpKind.READ:
-            self.turn(lambda: volume.client_read(op))
-        else:
-            kind = _KINDS[op.kind]
-            self.turn(lambda: volume.client_write(op, kind, op.offset, op.length, op.fua))
+        self.backlog.unless_frozen(lambda: self.turn(lambda: self._take(op)))
+
+    def _take(self, op: Op) -> None:
+        if op not in self._in_flight:
+            return  # it waited in a socket that was closed meanwhile
+        give(self.core, op)
 
     @property
     def ghosts(self) -> int:
@@ -433,9 +429,12 @@ class Node:
 
     def frames_arrived(self, connection: Connection, frames: list[Frame]) -> None:
         """A batch of frames: one turn."""
-        if connection is not self.connection:
-            return
-        self.turn(lambda: self._frames(frames))
+
+        def arrive() -> None:
+            if connection is self.connection:
+                self.turn(lambda: self._frames(frames))
+
+        self.backlog.unless_frozen(arrive)
 
     def _frames(self, frames: list[Frame]) -> None:
         volume = self.core
@@ -461,6 +460,9 @@ class Node:
 
     def connection_lost(self, connection: Connection, reason: str) -> None:
         """The socket broke."""
+        self.backlog.unless_frozen(lambda: self._connection_lost(connection, reason))
+
+    def _connection_lost(self, connection: Connection, reason: str) -> None:
         if connection is not self.connection or not self.running:
             return
         self.connection = None
@@ -480,7 +482,7 @@ class Node:
         self._answer_number += 1
         number = self._answer_number
         self._answers[number] = answer
-        self.turn(lambda: ask(number))
+        self.backlog.unless_frozen(lambda: self.turn(lambda: ask(number)))
 
     def promote(self, request: PromoteRequest, answer: Callable[[Verdict], None]) -> None:
         self.admin(lambda number: self.core.promote(number, request), answer)
@@ -492,7 +494,3 @@ class Node:
     def unanswered(self) -> int:
         """Operators' requests without a verdict."""
         return len(self._answers)
-
-    @property
-    def writes_in_flight(self) -> bool:
-        return any(op.kind in WRITES for op in self._in_flight)

@@ -15,6 +15,8 @@ from tests.sim.world import World
 #: Virtual time in which everything must be well again once the faults stop.
 CONVERGENCE_S = 60.0
 START_S = 20.0
+#: No fault comes between a node that was frozen and its peer for this long.
+CONTACT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -346,6 +348,27 @@ class Scenario:
                 node.crash()
             self.world.replace_disk(node)
 
+    def freeze(self, node: Node) -> None:
+        """SIGSTOP; an operator may put the other node in its place; then it runs on, and the two
+        can reach each other."""
+        world, other = self.world, self.world.other(node)
+        if not node.running or node.stopping:
+            return
+        self._fault(node, "is frozen")
+        node.backlog.frozen = True
+        world.clock.run_until(world.clock.now_s + self.choice.choice((0.6, 3.0, 9.0)))
+        if world.may_vouch(other) and self.choice.random() < 0.8:
+            node.fuse = other.fuse = None
+            world.promote(other, PromoteRequest(peer_dead=node.name))
+            world.clock.run_until(world.clock.now_s + self.choice.random() * 3)
+        self._heal()
+        world.say(node.name, "runs on")
+        node.backlog.thaw()
+        world.clock.run_until(
+            world.clock.now_s + CONTACT_S,
+            lambda: node.volume is None or not node.volume.absence.doubtful,
+        )
+
     def slow(self, node: Node) -> None:
         self.world.set_slow(node, self.choice.choice((0.5, 1.0, 10.0, 100.0)))
 
@@ -369,6 +392,7 @@ _ACTIONS = {
     "promote": Scenario.promote,
     "promote_both": Scenario.promote_both,
     "slow": Scenario.slow,
+    "freeze": Scenario.freeze,
     "disk_error": Scenario.disk_error,
     "new_disk": Scenario.new_disk,
     "fill": Scenario.fill,

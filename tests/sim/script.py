@@ -3,11 +3,13 @@
     start alpha beta            the processes start (`fresh NODE unknown` before: not known zeroes)
     stop NODE | crash NODE      a clean stop | SIGKILL
     power [all|some|none] NODE… the machines lose power, and of the unsynced sectors what is said
+    freeze NODE | thaw NODE     SIGSTOP | SIGCONT
     cut | connect               break the link and keep it down | let it be made again
     hold NODE commits|syncs|reads|link      nothing of that kind goes on there until `release NODE`
     fail NODE syncs             the disk refuses to sync
     save NODE | restore NODE    take, and put back, an image of both disks of a stopped node
     NODE write|zero|trim OFFSET LENGTH vN   NODE flush fN       (fua: `write! …`)
+    NODE read OFFSET LENGTH rN              answered only with what was promised
     NODE promote [--peer-dead NODE] [--lose-data] [--accept-half-copied]
     NODE demote | NODE adopt | NODE vanish-client
     lie                         an operator's next vouching is wrong: two primaries are his doing
@@ -128,6 +130,10 @@ class Script:
         elif verb == "stop":
             node.stop()
             self._until(lambda: not node.running)
+        elif verb == "freeze":
+            node.backlog.frozen = True
+        elif verb == "thaw":
+            node.backlog.thaw()
         elif verb == "power":
             node.lose_power(loss, world.choice)
         elif verb == "fail":

@@ -97,6 +97,7 @@ class World:
         if self.network.cut or self.network.stalled:
             return
         ready = alpha.running and beta.running and not alpha.stopping and not beta.stopping
+        ready = ready and not (alpha.backlog.frozen or beta.backlog.frozen)
         if ready and alpha.connection is None:
             connection = self.network.connect("alpha", "beta")
             # The dialler's side is up at once; the other accepts a little later.
@@ -105,8 +106,11 @@ class World:
                 self.network.delay_s, lambda: self._accept(connection, beta.incarnation)
             )
 
-    def _accept(self, connection: object, _incarnation: int) -> None:
+    def _accept(self, connection: object, incarnation: int) -> None:
         beta = self.beta
+        if beta.backlog.frozen:
+            beta.backlog.unless_frozen(lambda: self._accept(connection, incarnation))
+            return
         for live in self.network.connections:
             if live is connection:
                 if beta.running and not beta.stopping and "alpha" in live.ends:
@@ -144,9 +148,12 @@ class World:
 
     def check_lone_primary(self, node: Node) -> None:
         other = self.other(node)
-        if self.forced:
+        if self.forced or not other.running or other.volume is None:
             return
-        if other.running and other.volume is not None and other.volume.is_primary:
+        if other.backlog.frozen or other.volume.absence.doubtful:
+            # It was stopped, and answers nobody before it has met this node again.
+            return
+        if other.volume.is_primary:
             raise Violation(f"{node.name} answers while {other.name} is primary too")
 
     def became_primary(self, node: Node) -> None:
@@ -162,7 +169,7 @@ class World:
         """Whether an operator can say with truth that the other node is stopped and acknowledged
         nothing after contact was lost."""
         other = self.other(node)
-        if other.running or not node.running:
+        if not node.running or not self._stands_still(node):
             return False
         if other.stored_facts().holds_release:
             # It may be promoted without a word; only "stopped for good" would be true.
@@ -175,6 +182,18 @@ class World:
             return False
         # The truth as the clients know it, not as the core marked it.
         return node.name not in self.ledger.behind
+
+    def _stands_still(self, node: Node) -> bool:
+        """Whether the other node is down, or frozen where it does nothing but wait for this one."""
+        other = self.other(node)
+        if not other.running or not other.backlog.frozen:
+            return not other.running
+        assert node.volume is not None
+        return (
+            node.volume.sessions[other.name].phase is Phase.DOWN
+            and not other.core.changes.busy
+            and not other.core.roles.busy
+        )
 
     def primary(self) -> Node | None:
         for node in self.nodes.values():

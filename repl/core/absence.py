@@ -1,0 +1,91 @@
+"""This node did not run for a while (stopped, suspended, starved): what it knew of others is old.
+
+Meanwhile a member of its set may have given it up and been promoted by an operator's word. So a
+primary that runs again answers nobody, reads included, before it has met each member anew: by the
+answer to a ping of now, or by a handshake. What lies in its buffers from before proves nothing. It
+waits for a bounded time; then it goes on like any primary whose peer is out of reach (G4). A node
+that is alone in its set has nobody to ask and waits for nobody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+_FREEZE = "absent"
+#: A busy machine or a slow disk explains a shorter absence.
+LONG_S = 3.0
+
+
+class Absence:
+    """Whether this primary has to meet members of its set before it may answer."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._back_at_s = volume.now
+        #: Members not met since: the number of the ping whose answer will do on the connection that
+        #: there was, or 0 where only a handshake will.
+        self._unmet: dict[str, int] = {}
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing may be answered, and nobody given up, for now."""
+        return bool(self._unmet)
+
+    @property
+    def unmet(self) -> list[str]:
+        """The names of the members that are waited for."""
+        return list(self._unmet)
+
+    def ended(self, away_s: float) -> None:
+        """This node runs again; the turn that begins is the first one for so long."""
+        volume = self._volume
+        for session in volume.sessions.values():
+            # Its silence, or its lack of answers, was this node's own.
+            session.live.excuse(away_s)
+        members = volume.member_sessions()
+        if not volume.is_primary or not members:
+            return
+        self._back_at_s = volume.now
+        for session in members:
+            self._unmet[session.name] = session.ping() if session.connected else 0
+        volume.freeze(_FREEZE)
+        names = ", ".join(self._unmet)
+        level = "warning" if away_s > LONG_S else "info"
+        volume.note(level, f"not running for {away_s:.1f} s: clients wait for word of {names}")
+
+    def answered(self, session: Session, number: int) -> None:
+        """The peer has answered this connection's ping with this number."""
+        wanted = self._unmet.get(session.name, 0)
+        if wanted and number >= wanted:
+            self.met(session)
+
+    def met(self, session: Session) -> None:
+        """A handshake with the peer was decided: it is known how both stand."""
+        if self._unmet.pop(session.name, None) is not None and not self._unmet:
+            self._go_on()
+
+    def connection_ended(self, session: Session) -> None:
+        """What was asked on this connection will not be answered."""
+        if session.name in self._unmet:
+            self._unmet[session.name] = 0
+
+    def tick(self) -> None:
+        """Wait no longer than two nodes that can reach each other need to meet."""
+        volume = self._volume
+        if self._unmet and volume.now - self._back_at_s >= volume.timeouts.meeting_s:
+            volume.note("warning", f"{', '.join(self._unmet)} cannot be reached: going on")
+            self.forget()
+
+    def forget(self) -> None:
+        """The doubt ends, or this node is not primary any more."""
+        if self._unmet:
+            self._unmet.clear()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._volume.thaw(_FREEZE)
+        self._volume.writes.answer_waiting()

@@ -1,0 +1,131 @@
+"""A primary that did not run for a while answers nobody before it has met its members anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from repl.core.snapshot import volume_snapshot
+from repl.core.timeouts import AWAY_S
+from repl.core.wire import PeerError, Type
+from tests.core.asking import VOUCH_ALPHA, promote
+from tests.core.every_phase import behind_pair
+from tests.core.pair_of_cores import Pair, data, established_pair
+
+LONG_S = 10.0
+#: How often the engine looks at the clock.
+TICK_S = 0.2
+
+
+def after_absence(pair: Pair) -> None:
+    """Let time pass in which neither node runs: for alpha it is its own absence."""
+    pair.now_s += LONG_S
+    pair.alpha.begin_turn()
+
+
+def test_requests_wait_for_the_answer_to_a_ping_of_now() -> None:
+    pair = established_pair()
+    pair.beta.hold_incoming = True
+    after_absence(pair)
+    read, write = pair.alpha.read(), pair.alpha.write(0, data(1))
+    pair.run()
+    assert pair.alpha.volume.frozen
+    assert not pair.alpha.reads and not pair.alpha.replies
+    pair.beta.hold_incoming = False
+    pair.run()
+    assert pair.alpha.reads == [read]
+    assert pair.alpha.replies == [write]
+
+
+def test_answers_from_before_the_absence_prove_nothing() -> None:
+    pair = established_pair()
+    pair.alpha.hold_incoming = True
+    write = pair.alpha.write(0, data(1))
+    pair.advance(3.0)
+    assert pair.alpha.incoming, "an acknowledgement and pongs lie in the buffer"
+    pair.beta.hold_incoming = True
+    after_absence(pair)
+    read = pair.alpha.read()
+    pair.alpha.hold_incoming = False
+    pair.run()
+    assert pair.alpha.session.acked_seq == pair.alpha.session.sent_seq
+    assert not pair.alpha.reads and not pair.alpha.replies
+    pair.beta.hold_incoming = False
+    pair.run()
+    assert (pair.alpha.reads, pair.alpha.replies) == ([read], [write])
+
+
+def test_primary_that_was_superseded_meanwhile_answers_nothing() -> None:
+    pair = established_pair()
+    pair.cut()
+    assert promote(pair.beta, VOUCH_ALPHA) == ""
+    theirs = pair.beta.write(0, data(2))
+    pair.run()
+    assert pair.beta.replies == [theirs]
+    after_absence(pair)
+    read, write = pair.alpha.read(), pair.alpha.write(0, data(1))
+    pair.connect()
+    pair.run()
+    assert not pair.alpha.volume.is_primary
+    assert not pair.alpha.reads and not pair.alpha.replies
+    assert {read, write} <= set(pair.alpha.forgotten)
+    pair.connect()
+    pair.run()
+    assert pair.equal() and pair.alpha.disk[0] == 2
+
+
+def test_peer_that_came_back_and_follows_ends_the_doubt() -> None:
+    pair = established_pair()
+    pair.cut()
+    after_absence(pair)
+    read = pair.alpha.read()
+    pair.run()
+    assert not pair.alpha.reads
+    pair.connect()
+    pair.run()
+    assert pair.alpha.reads == [read]
+
+
+def test_nobody_is_given_up_before_there_was_time_to_meet() -> None:
+    pair = established_pair()
+    pair.cut()
+    after_absence(pair)
+    write = pair.alpha.write(0, data(1))
+    meeting_s = pair.alpha.volume.timeouts.meeting_s
+    pair.advance(meeting_s - 0.5)
+    assert not pair.alpha.replies
+    pair.advance(pair.alpha.volume.timeouts.reconnect_grace_s + 1.0)
+    assert pair.alpha.replies == [write]
+    assert any("cannot be reached" in note for note in pair.alpha.notes)
+
+
+def test_lone_primary_waits_for_nobody() -> None:
+    pair = behind_pair()
+    after_absence(pair)
+    read = pair.alpha.read()
+    pair.run()
+    assert pair.alpha.reads == [read]
+
+
+def test_status_says_whom_clients_wait_for() -> None:
+    pair = established_pair()
+    pair.beta.hold_incoming = True
+    after_absence(pair)
+    pair.run()
+    assert "clients wait for word of beta" in volume_snapshot(pair.alpha.volume)["why"]
+    assert any("clients wait for word of beta" in note for note in pair.alpha.notes)
+
+
+def test_pong_that_nobody_asked_for_breaks_the_protocol() -> None:
+    pair = established_pair()
+    with pytest.raises(PeerError, match="PONG"):
+        pair.alpha.feed(Type.PONG)
+
+
+def test_ordinary_pause_is_no_absence() -> None:
+    pair = established_pair()
+    pair.beta.hold_incoming = True
+    pair.advance(2.0, step_s=TICK_S)
+    read = pair.alpha.read()
+    pair.run()
+    assert pair.alpha.reads == [read]
+    assert TICK_S < AWAY_S / 2
