@@ -3,7 +3,8 @@
 It runs in a thread of its own (libnbd lets other threads run while it waits). It never writes a
 block that has a write in flight unless `overlapping` is set, so that the book stays sharp. When its
 connection dies, what was unanswered is left open in the book; then it ends, or with `reconnect`
-it comes back to the same address until it is stopped, as a client with a retry filter does.
+it comes back until it is stopped, as a client with a retry filter does: to the same address, or
+to each of several in turn, so that it follows a volume from node to node.
 
 An error *reply* is kept in `error_replies`: no failover may ever produce one.
 """
@@ -11,10 +12,11 @@ An error *reply* is kept in `error_replies`: no failover may ever produce one.
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,7 +41,7 @@ class LedgerClient:
     def __init__(
         self,
         ledger: Ledger,
-        uri: str,
+        uri: str | Sequence[str],
         *,
         seed: int = 0,
         depth: int = 32,
@@ -52,7 +54,7 @@ class LedgerClient:
         reconnect: bool = False,
     ) -> None:
         self.ledger = ledger
-        self.uri = uri
+        self._uris = (uri,) if isinstance(uri, str) else tuple(uri)
         self.acknowledged = 0
         self.flushes = 0
         self.connections = 0
@@ -139,10 +141,12 @@ class LedgerClient:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            for uri in itertools.cycle(self._uris):
+                if self._stop.is_set():
+                    return
                 handle = self._nbd.NBD()
                 try:
-                    handle.connect_uri(self.uri)
+                    handle.connect_uri(uri)
                 except self._nbd.Error as error:
                     self.connection_losses.append(f"connect: {error}")
                     if not self._reconnect:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from repl.core.promotion import PromoteRequest, judge
 from repl.core.states import ConnectionState, Phase, ReplicationState
-from repl.core.verdict import Verdict, refused
+from repl.core.verdict import Verdict, granted, refused
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -22,18 +22,14 @@ _CONNECTION: dict[Phase, ConnectionState] = {
 
 def volume_snapshot(volume: Volume) -> dict[str, Any]:
     """Return the object of design §11 for this volume, with fields added and none renamed."""
-    facts = volume.facts
     promotable = _promotable(volume)
     why, next_step = _why_and_next(volume)
-    generation = {"counter": 0, "id": ""}
-    if facts.lineage:
-        generation = {"counter": facts.generation.counter, "id": f"{facts.generation.id:016x}"}
     return {
         "name": volume.name,
         "size_bytes": volume.size_bytes,
         "role": volume.role_text,
         "disk_state": volume.disk_state_text,
-        "generation": generation,
+        "generation": _generation(volume),
         "serving": volume.serving,
         "frozen": volume.serving and (volume.frozen or bool(volume.full)),
         "disk_full": volume.full,
@@ -52,10 +48,36 @@ def volume_snapshot(volume: Volume) -> dict[str, Any]:
     }
 
 
+def _generation(volume: Volume) -> dict[str, Any]:
+    """The current generation: who gave leave to make it, why and when (design §8)."""
+    if not volume.facts.lineage:
+        return {"counter": 0, "id": "", "origin": "", "permit": "", "made_at_s": None}
+    newest = volume.facts.generation
+    return {
+        "counter": newest.counter,
+        "id": f"{newest.id:016x}",
+        "origin": newest.origin.value,
+        "permit": newest.permit,
+        "made_at_s": newest.made_at_s,
+    }
+
+
 def _promotable(volume: Volume) -> Verdict:
+    """Whether a plain promotion would be granted now, as far as this node can tell."""
     if volume.is_primary:
-        return refused("ALREADY", "this node is primary already")
-    return judge(volume, PromoteRequest()).verdict
+        return granted("this node is primary already")
+    verdict = judge(volume, PromoteRequest()).verdict
+    primary = next(
+        (s.name for s in volume.sessions.values() if s.peer_status.get("role") == "primary"), ""
+    )
+    if verdict.ok and primary:
+        # It would be asked, and refuse. What it said of itself may be old: `promote` does ask.
+        return refused(
+            "PROMOTE_PEER_REFUSED",
+            f"{primary} is primary",
+            f"on {primary}: replctl demote {volume.name}",
+        )
+    return verdict
 
 
 def connection_state(session: Session) -> ConnectionState:
@@ -182,7 +204,10 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
         )
     if away:
         reached = ", ".join(away)
-        return f"{reached} is not connected", f"start repld on {reached} or look at the network"
+        why = f"{reached} is not connected"
+        if volume.is_primary and volume.facts.alone and volume.facts.generation.permit:
+            why += f"; {volume.node} goes on without it: {volume.facts.generation.permit}"
+        return why, f"start repld on {reached} or look at the network"
     if volume.facts.fresh and not volume.sessions:
         return "the volume holds no data yet", f"replctl volume adopt {name}"
     return "", ""

@@ -35,7 +35,7 @@ def volume(name: str = "r0", **changed: Any) -> dict[str, Any]:
         "clients": 1,
         "peers": [peer()],
         "export": {"serving": True, "reason": "", "primary": "alpha", "read_only": False},
-        "promotable": {"ok": False, "reason": "r0 is already primary", "next": ""},
+        "promotable": {"ok": True, "reason": "this node is primary already", "next": ""},
         "problem": None,
         "worker_pid": 4711,
         "why": "",
