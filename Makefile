@@ -14,7 +14,7 @@ LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
 SEEDS ?= 1..1000
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo lint test test-all bench-micro sim clean
+.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-micro sim clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,18 @@ test-all: setup ## everything: at most 60 minutes on two cores
 	  "types" "mypy" \
 	  "tests" "$(PYTEST)" \
 	  "asyncio" "REPL_EVENT_LOOP=asyncio $(PYTEST) -m 'not slow' $(LOOP_TESTS)"
+
+bench-quick: ## first speed figure: beside a C program and qemu's mirror, copies compared; 3 minutes
+	@deploy/setup/setup.sh bench
+	@$(PYTHON) -m bench run quick
+
+bench: ## about 60 cells in 15 minutes: build/bench/standard.{json,md,svg} (bench/README.md)
+	@deploy/setup/setup.sh bench
+	@$(PYTHON) -m bench run standard
+
+bench-full: ## everybody everywhere, under two hours: build/bench/full.{json,md,svg}
+	@deploy/setup/setup.sh bench
+	@$(PYTHON) -m bench run full
 
 bench-micro: setup ## what the Python between two system calls costs (bench/README.md)
 	@$(PYTHON) -m pytest -q bench/micro.py --benchmark-only --benchmark-columns=min,median,ops

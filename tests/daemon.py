@@ -149,6 +149,8 @@ class Node:
     tls_folder: Path | None = None
     #: Where the backing files are, if not in `folder`.
     disk_folder: Path | None = None
+    #: The checkout whose `repld` and `replctl` are run.
+    root: Path = ROOT
     process: subprocess.Popen[bytes] | None = None
     #: Every process group this node ever had; all of them must be empty at the end.
     groups: list[int] = field(default_factory=list)
@@ -242,7 +244,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=ROOT,
+                cwd=self.root,
                 start_new_session=True,
             )
         self.groups.append(self.process.pid)
@@ -275,7 +277,7 @@ class Node:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=self.root,
             start_new_session=True,
         )
         self.groups.append(process.pid)
@@ -373,7 +375,7 @@ class Node:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            cwd=ROOT,
+            cwd=self.root,
             timeout=deadline_s,
             check=False,
         )

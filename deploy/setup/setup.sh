@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings a machine to where `make demo` and `make test` can run, and costs a few milliseconds when it
-# already is there:
+# already is there; `setup.sh bench` adds what the benchmarks compare with and draw plots with:
 #
 #   1. Debian packages: those missing are installed through apt as root (or with a sudo that asks for
 #      no password); otherwise they are listed with the command that installs them.
@@ -8,6 +8,8 @@
 #      installed.
 #   3. .venv with this project (editable) and its test extra. A stamp holds the hash of what decides
 #      its content, so that a changed pyproject.toml is noticed.
+#
+# Packages of the benchmarks that cannot be installed are no failure: the benchmarks name them.
 #
 # Nothing outside .venv, .cache and the package manager is touched.
 set -euo pipefail
@@ -35,9 +37,21 @@ util-linux      nsenter
 iproute2        ip
 "
 
+# What only the benchmarks use.
+readonly BENCH_PACKAGES="
+nbdkit              nbdkit
+nbd-server          nbd-server
+qemu-utils          qemu-nbd
+qemu-system-common  qemu-storage-daemon
+util-linux          taskset
+gcc                 gcc
+libc6-dev           /usr/include/stdlib.h
+"
+
 say() { printf 'set-up: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
 
+# missing_packages LIST
 missing_packages() {
     local package shown_by
     while read -r package shown_by; do
@@ -47,12 +61,13 @@ missing_packages() {
         else
             command -v "$shown_by" >/dev/null || echo "$package"
         fi
-    done <<<"$PACKAGES" | sort -u
+    done <<<"$1" | sort -u
 }
 
+# install_packages LIST
 install_packages() {
     local missing as_root=()
-    mapfile -t missing < <(missing_packages)
+    mapfile -t missing < <(missing_packages "$1")
     ((${#missing[@]})) || return 0
     local by_hand="apt-get update && apt-get install --no-install-recommends ${missing[*]}"
     if ((EUID != 0)); then
@@ -76,7 +91,7 @@ install_packages() {
         fail "apt failed (above). By hand, as root:  $by_hand"
     fi
     rm -f "$log"
-    mapfile -t missing < <(missing_packages)
+    mapfile -t missing < <(missing_packages "$1")
     ((${#missing[@]} == 0)) || fail "still missing after apt: ${missing[*]}"
 }
 
@@ -93,10 +108,14 @@ choose_python() {
     fail "no Python 3.11 or newer with venv and pip; on Debian 12:  apt-get install python3 python3-venv"
 }
 
+wanted_stamp() {
+    echo "$(cat pyproject.toml deploy/setup/setup.sh | sha256sum | cut -d' ' -f1) $PWD"
+}
+
 make_venv() {
     local stamp=.venv/set-up-stamp wanted python
-    wanted=$(cat pyproject.toml deploy/setup/setup.sh | sha256sum | cut -d' ' -f1)
-    if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted $PWD" ]]; then
+    wanted=$(wanted_stamp)
+    if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         return 0
     fi
     python=$(choose_python)
@@ -112,9 +131,24 @@ make_venv() {
     say "installing Python packages"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' ||
         fail "pip could not install this project's packages (above)"
-    echo "$wanted $PWD" >"$stamp"
+    echo "$wanted" >"$stamp"
 }
 
-install_packages
+add_bench_extra() {
+    local stamp=.venv/bench-stamp wanted
+    wanted=$(wanted_stamp)
+    [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return 0
+    say "installing Python packages for the benchmarks"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' ||
+        fail "pip could not install this project's packages (above)"
+    echo "$wanted" >"$stamp"
+}
+
+install_packages "$PACKAGES"
 deploy/setup/fetch-guest-kernel.sh .cache/guest-kernel
 make_venv
+if [[ ${1-} == bench ]]; then
+    # In a subshell, so that a failure there ends only this.
+    (install_packages "$BENCH_PACKAGES") || say "the benchmarks go on without these and name them"
+    add_bench_extra
+fi

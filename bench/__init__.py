@@ -1,0 +1,1 @@
+"""Benchmarks: this project beside others and beside what the machine can do. See README.md."""

@@ -1,0 +1,28 @@
+"""Who takes part, by key. The order is the order of every table."""
+
+from __future__ import annotations
+
+from bench.contender import Contender
+from bench.contenders.limit import Limit
+from bench.contenders.ours import NbdServer, Repl
+from bench.contenders.plain import Nbdkit, NbdServerC, QemuNbd
+from bench.contenders.qemu import QemuPair
+
+CONTENDERS: dict[str, Contender] = {
+    contender.key: contender
+    for contender in (
+        Repl("repl", "this project, two copies", replicated=True),
+        Repl("repl-tls", "this project, two copies, peers over TLS", replicated=True, tls=True),
+        Limit("limit", "C limit, two copies", replicated=True),
+        Limit("limit-crc", "C limit with crc32c", replicated=True, crc=True),
+        QemuPair("mirror-tcp", "qemu mirror over TCP"),
+        QemuPair("mirror-unix", "qemu mirror over a Unix socket", unix=True),
+        QemuPair("quorum", "qemu quorum over TCP", quorum=True),
+        Repl("repl-single", "this project, one copy", replicated=False),
+        NbdServer(),
+        Limit("limit-single", "C limit, one copy", replicated=False),
+        Nbdkit(),
+        QemuNbd(),
+        NbdServerC(),
+    )
+}

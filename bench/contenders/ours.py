@@ -1,0 +1,130 @@
+"""This project: a pair of `repld`, one `repld` alone, and the bare `python -m nbdserver FILE`."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.contender import Contender, Kind, Place, Served
+from bench.processes import ContenderBroke, accepts, running
+from tests.daemon import PORTS, ROOT, DeadlineMissed, Node, VolumeSpec
+from tests.pair import is_in_sync
+
+VOLUME = "r0"
+
+
+def commit_of(root: Path) -> str:
+    """Return the commit of a checkout, with a `+` if its files differ from it."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "no commit"
+
+
+class Repl(Contender):
+    """Two nodes that mirror, or one alone; from this checkout or from another one."""
+
+    kind = Kind.OURS
+
+    def __init__(
+        self, key: str, title: str, *, replicated: bool, tls: bool = False, root: Path = ROOT
+    ) -> None:
+        self.key = key
+        self.title = title
+        self.replicated = replicated
+        self._tls = tls
+        self._root = root
+
+    def missing(self) -> str:
+        return ""
+
+    def version(self) -> str:
+        return commit_of(self._root)
+
+    @contextlib.contextmanager
+    def serve(self, place: Place) -> Iterator[Served]:
+        volumes = (VolumeSpec(VOLUME, place.size_bytes),)
+        names = ("alpha", "beta") if self.replicated else ("alpha",)
+        nodes = [Node(name, place.folder / name, volumes, root=self._root) for name in names]
+        metrics_port = PORTS.take()
+        with contextlib.ExitStack() as stack:
+            if self.replicated:
+                alpha, beta = nodes
+                beta.peer = ("alpha", alpha.peer_port)
+                # The node whose name sorts lower dials: alpha.
+                alpha.peer = ("beta", stack.enter_context(place.link(beta.peer_port)))
+            if self._tls:
+                give_certificates(nodes, place.folder / "tls")
+            for node in nodes:
+                stack.callback(node.clean_up)
+            with_metrics(nodes[0], metrics_port)
+            self._start(nodes)
+            groups = [node.groups[-1] for node in nodes]
+            yield Served(
+                nodes[0].uri(VOLUME),
+                (groups[0],),
+                tuple(groups[1:]),
+                tuple(node.backing(VOLUME) for node in nodes),
+                tuple(nodes),
+                metrics_port,
+            )
+
+    def _start(self, nodes: list[Node]) -> None:
+        try:
+            for node in nodes:
+                node.start(wait=False)
+            for node in nodes:
+                node.wait_answering()
+            if self.replicated:
+                wait_in_sync(nodes)
+            nodes[0].wait_volume(lambda v: v["promotable"]["ok"], "may be promoted", VOLUME)
+            nodes[0].promote(VOLUME)
+            if self.replicated:
+                wait_in_sync(nodes)
+        except (DeadlineMissed, RuntimeError, AssertionError) as error:
+            raise ContenderBroke(str(error)) from error
+
+
+def give_certificates(nodes: list[Node], folder: Path) -> None:
+    """Make an authority and a certificate for each node, and let the nodes use them."""
+    nodes[0].ctl_ok("tls", "init", str(folder), *(node.name for node in nodes))
+    for node in nodes:
+        node.tls_folder = folder
+
+
+def with_metrics(node: Node, port: int) -> None:
+    """Write the node's configuration with a metrics listener."""
+    lines = node.config_text().splitlines()
+    lines.insert(lines.index("[node]") + 1, f'metrics = "127.0.0.1:{port}"')
+    node.write_config("\n".join(lines))
+
+
+def wait_in_sync(nodes: list[Node]) -> None:
+    """Wait until both copies are whole and joined."""
+    for node in nodes:
+        node.wait_volume(is_in_sync, "is in sync", VOLUME)
+
+
+class NbdServer(Contender):
+    """`python -m nbdserver FILE`: what our NBD server costs without any replication."""
+
+    key = "nbdserver"
+    title = "nbdserver (ours, plain file)"
+    kind = Kind.OURS
+    replicated = False
+
+    def missing(self) -> str:
+        return ""
+
+    def version(self) -> str:
+        return commit_of(ROOT)
+
+    @contextlib.contextmanager
+    def serve(self, place: Place) -> Iterator[Served]:
+        backing, socket = place.backing("plain"), place.folder / "nbd.sock"
+        command = [sys.executable, "-m", "nbdserver", str(backing), "--socket", str(socket)]
+        log = place.folder / "nbdserver.log"
+        with running(command, log, lambda: accepts(socket)) as group:
+            yield Served(f"nbd+unix:///?socket={socket}", (group,), (), (backing,))
