@@ -18,8 +18,10 @@ GIB = 1 << 30
 class Stage(enum.Enum):
     """What the contenders of a row run on, set up once for all rows of the stage."""
 
-    #: A volume that is wholly written and in the page cache; both nodes on loopback.
+    #: A volume that is wholly in the page cache, in pages of 4 KiB; both nodes on loopback.
     LOCAL = "local"
+    #: The same, but written through the export in pieces of 1 MiB (see `pages`).
+    POURED = "poured"
     #: The same with 5 ms each way between the nodes.
     DISTANT = "distant"
     #: A sparse volume so large that nearly every write meets an extent at rest.
@@ -32,7 +34,7 @@ class Stage(enum.Enum):
 LINK_DELAY_MS = 5.0
 LOCAL_BYTES = 256 * MIB
 COLD_BYTES = 64 * GIB
-RESYNC_BYTES = 2 * GIB
+RESYNC_BYTES = 1 * GIB
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ def pair_rows(wide: tuple[str, ...], short: tuple[str, ...]) -> tuple[Row, ...]:
         _row("write-4k-4x32", replace(WRITE, connections=4), short, "four connections"),
         _row("flush-each", replace(WRITE_1, flush_every=1), short, "a flush after each"),
         _row("flush-32", replace(WRITE, flush_every=32), short, "a flush after every 32"),
+        replace(
+            _row("poured-write-4k-32", WRITE, short, "into what was written in 1 MiB pieces"),
+            stage=Stage.POURED,
+        ),
         *setting_rows(),
     )
 
@@ -187,7 +193,7 @@ STANDARD = Suite(
         *_only(
             pair_rows(FLOOR_PAIRS, SHORT_PAIRS),
             "write-4k-1 write-4k-1-pinned read-4k-32 write-128k write-1m mix-4k-32 write-4k-4x32 "
-            "flush-32 busy tls-peer tls-client far-write-4k-32 cold resync",
+            "flush-32 poured-write-4k-32 busy tls-peer tls-client far-write-4k-32 cold resync",
         ),
         *_only(
             single_rows(SINGLES, SHORT_SINGLES), "one-write-4k-1 one-write-4k-32 one-read-4k-32"

@@ -21,6 +21,7 @@ from bench import fio, runner
 from bench.cells import FULL, Row, Suite
 from bench.contender import Contender
 from bench.contenders.ours import Repl
+from bench.report import median_of
 from bench.results import Cell
 from bench.summary import CLEAR_RATIO, Spread, Verdict, spread, verdict
 from tests.daemon import ROOT
@@ -66,6 +67,9 @@ class Change:
     row: Row
     before: Spread
     after: Spread
+    #: Medians of processor time per operation: what other work on the machine disturbs least.
+    cpu_before_us: float
+    cpu_after_us: float
 
     @property
     def verdict(self) -> Verdict:
@@ -74,7 +78,8 @@ class Change:
     def __str__(self) -> str:
         return (
             f"{self.row.title:<48} {_shown(self.before)} → {_shown(self.after)} IOPS  "
-            f"{self.after.over(self.before):.2f} ×  {self.verdict.value}"
+            f"{self.after.over(self.before):.2f} ×  {self.verdict.value}  "
+            f"CPU {self.cpu_before_us:.1f} → {self.cpu_after_us:.1f} µs/op"
         )
 
 
@@ -84,14 +89,14 @@ def _shown(spread: Spread) -> str:
 
 def changes(suite: Suite, cells: tuple[Cell, ...]) -> list[Change]:
     """Return the rows that were measured on both sides."""
-    spreads: Mapping[tuple[str, str], Spread] = {
-        (cell.row, cell.contender): spread(cell) for cell in cells
-    }
-    return [
-        Change(row, spreads[row.key, BEFORE], spreads[row.key, AFTER])
-        for row in suite.rows
-        if (row.key, BEFORE) in spreads and (row.key, AFTER) in spreads
-    ]
+    by_key: Mapping[tuple[str, str], Cell] = {(cell.row, cell.contender): cell for cell in cells}
+    found = []
+    for row in suite.rows:
+        before, after = by_key.get((row.key, BEFORE)), by_key.get((row.key, AFTER))
+        if before is not None and after is not None:
+            cpu = [median_of(cell, lambda sample: sample.cpu_us_per_op) for cell in (before, after)]
+            found.append(Change(row, spread(before), spread(after), *cpu))
+    return found
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -28,6 +28,7 @@ from bench.cells import (
 )
 from bench.contender import Contender, Place, Served
 from bench.copies import first_difference
+from bench.pages import populate
 from bench.polling import Poller
 from bench.processes import ContenderBroke
 from bench.results import Breakage, Cell, CopyCheck, Sample
@@ -37,6 +38,7 @@ CLIENT_CPU, PRIMARY_CPU = 0, 1
 VERIFY_BYTES = 16 << 20
 SIZES = {
     Stage.LOCAL: LOCAL_BYTES,
+    Stage.POURED: LOCAL_BYTES,
     Stage.DISTANT: LOCAL_BYTES,
     Stage.COLD: COLD_BYTES,
     Stage.RESYNC: RESYNC_BYTES,
@@ -124,20 +126,27 @@ class Runner:
         place = Place(folder, self._sizes[stage], delay_ms)
         stack.callback(_empty, folder)
         served = stack.enter_context(self._contenders[key].serve(place))
-        if stage is not Stage.COLD:
+        if stage is Stage.POURED:
             fio.run(fio.fill_arguments(served.uri, place.size_bytes))
+        elif stage is not Stage.COLD:
+            for copy in served.copies:
+                populate(copy)
         return served
 
     def _row(self, row: Row, up: dict[str, Served], repetition: int, number: int) -> None:
         for key in rotated(row.contenders, repetition + number):
             if key not in up:
                 continue
+            sound = False
             with self._noting(key, row.key, repetition):
                 sample = self._sample(row, up[key], repetition)
+                if not alive(up[key]):
+                    raise ContenderBroke("a server process is gone")
                 self._samples.setdefault((row.key, key), []).append(sample)
                 self._say(progress_line(self._suite, row, key, sample))
-            if not alive(up[key]):
-                self._note(key, row.key, repetition, "a server process is gone")
+                sound = True
+            if not sound:
+                # The other rows of this repetition would only wait for it.
                 del up[key]
 
     def _sample(self, row: Row, served: Served, repetition: int) -> Sample:

@@ -44,6 +44,7 @@ nbd-server          nbd-server
 qemu-utils          qemu-nbd
 qemu-system-common  qemu-storage-daemon
 util-linux          taskset
+linux-perf          perf
 gcc                 gcc
 libc6-dev           /usr/include/stdlib.h
 "
