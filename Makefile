@@ -12,9 +12,12 @@ PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
 # What runs on an event loop: `make test-all` runs it again on the standard library's.
 LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
 SEEDS ?= 1..1000
+# How long `make torture` goes on (90, 10m, 2h), and the seed that decides its faults, if given.
+DURATION ?= 1h
+SEED ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-micro sim clean
+.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-micro sim torture clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -62,6 +65,9 @@ bench-micro: setup ## what the Python between two system calls costs (bench/READ
 
 sim: setup ## simulated faults from a seed on: make sim SEEDS=1..1000
 	@$(PYTHON) -m tests.sim --seeds $(SEEDS)
+
+torture: setup ## real nodes under random kills, stops, cuts and full disks: make torture DURATION=2h SEED=7
+	@$(PYTHON) -m tests.torture --duration $(DURATION) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove everything that set-up and tests made here
 	@rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

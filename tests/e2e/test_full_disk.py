@@ -6,9 +6,7 @@ The backing files lie on small tmpfs of their own, filled up by a file beside th
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,24 +16,9 @@ from tests.e2e.judging import assert_no_error_reached, assert_promises_kept
 from tests.ledger import Ledger
 from tests.ledger_client import LedgerClient, judge_over_nbd
 from tests.pair import Pair
+from tests.small_disk import DISK_BYTES, fill, make_room, small_disk
 
 SIZE_BYTES = 16 * MIB
-#: Both copies fit when nothing else is there.
-DISK_BYTES = 2 * SIZE_BYTES
-#: What the filler leaves free.
-FREE_BYTES = 2 * MIB
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A tmpfs of `DISK_BYTES` on `folder`, unmounted at the end."""
-    folder.mkdir(parents=True)
-    size = f"size={DISK_BYTES}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -51,21 +34,6 @@ def pair() -> Iterator[Pair]:
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger(SIZE_BYTES // BLOCK_BYTES, seed=21, block_bytes=BLOCK_BYTES)
-
-
-def filler(node: Node) -> Path:
-    assert node.disk_folder is not None
-    return node.disk_folder / "filler"
-
-
-def fill(node: Node, taken_bytes: int = DISK_BYTES - FREE_BYTES) -> None:
-    """Leave so little room on the node's disk that the volume does not fit any more."""
-    used = node.backing().stat().st_blocks * 512
-    filler(node).write_bytes(b"f" * (taken_bytes - used))
-
-
-def make_room(node: Node) -> None:
-    filler(node).unlink()
 
 
 def is_full(volume: Json) -> bool:
