@@ -54,6 +54,12 @@ CODES: dict[str, str] = {
     "ATTACH_FAILED": "The volume's device could not be made or given back.",
     "NOT_ATTACHED": "The volume has no device on this node.",
     "DEVICE_IN_USE": "The volume's device is mounted or in use otherwise.",
+    "NOT_SPLIT": "There is no split-brain to resolve.",
+    "RESOLVE_PRIMARY": "The copy to be given up is primary.",
+    "RESOLVE_DECIDED": "The other copy was chosen to be kept, durably.",
+    "RESOLVE_RACED": "The opposite was ordered on the other node at the same time.",
+    "RESOLVE_INTERRUPTED": "The connection broke before the choice was confirmed.",
+    "RESOLVE_PEER_REFUSED": "The peer does not take part in resolving the split-brain.",
     "SHUTTING_DOWN": "The daemon is stopping.",
     "ALREADY": "The volume is already in the asked state.",
 }

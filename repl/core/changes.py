@@ -165,7 +165,7 @@ class Changes:
             volume.intents.clear_suspects()
             volume.change_facts(cache_lost=False, outdated=False)
             volume.commits.empty(MapName.DIRTY, session.name)
-            session.joined_at_s = volume.now
+            session.probation.joined(volume.now)
             session.established()
             session.clear_intents_there(session.durable_seq)
             volume.thaw("joining")

@@ -59,6 +59,16 @@ def settled(session: Session) -> None:
         volume.commits.request()
 
 
+def accept(session: Session, token: int) -> None:
+    """Remember the token that the peer offered; 0 is none."""
+    volume = session.volume
+    known = volume.facts.peer(session.name)
+    if token and token not in known.tokens:
+        tokens = (token, *known.tokens)[:TOKENS_KEPT]
+        volume.change_peer(replace(known, tokens=tokens))
+        volume.commits.request()
+
+
 def _choose_token(session: Session, mine: tuple[int, ...], theirs: Hello) -> int:
     volume = session.volume
     known_to_peer = theirs.tokens if theirs.known_peer_id == volume.facts.node_id else ()

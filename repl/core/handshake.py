@@ -213,8 +213,13 @@ def _history(mine: Hello, theirs: Hello) -> Decision:
 
 def base_is_valid(source: Hello, target: Hello) -> bool:
     """G7: whether the source's dirty map for this target covers all that it may lack."""
-    return source.known_peer_id == target.node_id and lineage.within(
-        source.lineage, target.lineage[0].id, source.base_from, source.base_to
+    return base_covers(source, target, target.lineage[0].id)
+
+
+def base_covers(mine: Hello, theirs: Hello, generation_id: int) -> bool:
+    """G7: whether my dirty map for the other side holds all that changed since that generation."""
+    return mine.known_peer_id == theirs.node_id and lineage.within(
+        mine.lineage, generation_id, mine.base_from, mine.base_to
     )
 
 
@@ -273,8 +278,7 @@ def _fork(mine: Hello, theirs: Hello) -> Decision:
             "split-brain",
             f"Both copies acknowledged writes that the other lacks, since generation "
             f"{ancestor.counter}.",
-            f"choose the copy to keep; on the other node: "
-            f"replctl volume adopt {mine.volume} --discard",
+            f"replctl splitbrain show {mine.volume}",
         )
     if i_answered != they_answered:
         i_yield = they_answered

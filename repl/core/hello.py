@@ -14,8 +14,9 @@ from repl.core.facts import Facts
 from repl.core.lineage import Generation, Lineage, Origin
 from repl.core.wire import Fields, PeerError
 
-#: Version of the hello's meaning. A side refuses a peer whose version differs by more than one.
-PROTOCOL_VERSION = 1
+#: Version of the hello's meaning, and of the frames that may follow it (PROTOCOL.md names what each
+#: one added). A side refuses a peer whose version differs by more than one.
+PROTOCOL_VERSION = 2
 #: A lineage on the wire has at most this many entries; `lineage.extend` keeps far fewer.
 LINEAGE_MAX = 256
 COUNTER_MAX = 1 << 48

@@ -82,6 +82,12 @@ def common_ancestor(mine: Lineage, theirs: Lineage) -> Generation | None:
     return next((entry for entry in mine if entry.id in known), None)
 
 
+def since(lineage: Lineage, ancestor_id: int) -> Lineage:
+    """Return the entries newer than the ancestor, newest first; all if it is not in the lineage."""
+    ids = [entry.id for entry in lineage]
+    return lineage[: ids.index(ancestor_id)] if ancestor_id in ids else lineage
+
+
 def answered_since(lineage: Lineage, ancestor_id: int) -> bool:
     """Whether any generation newer than the ancestor may have acknowledged a write."""
     for entry in lineage:

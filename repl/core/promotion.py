@@ -97,8 +97,7 @@ def _copy_bar(volume: Volume) -> Verdict | None:
             return refused(
                 "SPLIT_BRAIN",
                 f"this copy and {session.name}'s were both written without the other",
-                f"choose the copy to keep; on the other node: "
-                f"replctl volume adopt {name} --discard",
+                f"choose the copy to keep:  replctl splitbrain show {name}",
             )
         settling = session.is_member and session.phase in (Phase.SOURCE_STARTING, Phase.SOURCE)
         if settling or session.phase is Phase.JOINING:
@@ -113,7 +112,8 @@ def _copy_bar(volume: Volume) -> Verdict | None:
     if facts.outdated:
         return refused(
             "PROMOTE_OUTDATED",
-            "this node left while its peer went on as primary, so that its copy is outdated",
+            "this node agreed to be left behind, when it was stopped or when a split-brain was "
+            "resolved, so that its copy is outdated",
             f"start the peer, then: {wait}",
         )
     if facts.cache_lost and not facts.alone:

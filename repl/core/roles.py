@@ -304,30 +304,6 @@ class Roles:
             # Now, not after the commit: the next hello waits until all of this is stored.
             session.drop(reason)
 
-    def give_up_fork(self, session: Session) -> None:
-        """Discard generations that never answered a write; then be the ancestor's target."""
-        volume = self._volume
-        mine, theirs = volume.facts, session.their_hello
-        assert theirs is not None
-        ancestor = lineage.common_ancestor(mine.lineage, theirs.lineage)
-        assert ancestor is not None
-        if lineage.answered_since(mine.lineage, ancestor.id):
-            session.drop("a write was answered during the handshake: it begins anew")
-            return
-        record = mine.peer(session.name)
-        remaining = volume.maps.remaining
-        remaining.merge(volume.maps.dirty[session.name])
-        volume.intents.mark_all_in(remaining)
-        if not lineage.within(mine.lineage, ancestor.id, record.base_from, record.base_to):
-            remaining.mark_all()
-        index = [entry.id for entry in mine.lineage].index(ancestor.id)
-        volume.change_facts(
-            lineage=mine.lineage[index:],
-            inconsistent=True,
-            source_generation=theirs.lineage[0].id,
-        )
-        self.step_down(f"it answered nothing under its own generation; {session.name} did")
-
     # Leaving: a clean stop.
 
     def leave(self, number: int) -> None:

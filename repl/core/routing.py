@@ -54,6 +54,8 @@ def route(volume: Volume, peer: str, frame: Frame) -> None:
     elif kind is Type.MAP:
         if session.source is not None:
             session.source.map_page(offset, bytes(payload))  # type: ignore[call-overload]
+        elif session.split is not None:
+            session.split.divergence.map_page(offset, bytes(payload))  # type: ignore[call-overload]
         else:
             session.receiver.frame((kind, 0, offset, 0, 0, 0, payload))
     elif kind is Type.DIFFERENT:
@@ -62,11 +64,16 @@ def route(volume: Volume, peer: str, frame: Frame) -> None:
         session.source.different(seq, bytes(payload))  # type: ignore[call-overload]
     elif kind in _BARE:
         _bare(volume, session, kind, seq)
+    elif kind in _SPLIT_BARE or kind in _SPLIT_OBJECTS:
+        _split(session, kind, seq, payload)
     else:
         _object(volume, session, kind, decode_body(kind, payload))  # type: ignore[arg-type]
 
 
 _BARE = frozenset({Type.PING, Type.PONG, Type.GENERATION_STORED, Type.LEAVE_STORED})
+#: Only while both sides know that they are in a split-brain.
+_SPLIT_BARE = frozenset({Type.DISCARD, Type.DISCARDED})
+_SPLIT_OBJECTS = frozenset({Type.FORK, Type.RESOLVE_ASK, Type.RESOLVE_ANSWER})
 
 
 def _bare(volume: Volume, session: Session, kind: Type, seq: int) -> None:
@@ -78,6 +85,24 @@ def _bare(volume: Volume, session: Session, kind: Type, seq: int) -> None:
         volume.changes.confirmed(session, seq)
     elif kind is Type.LEAVE_STORED:
         volume.roles.on_leave_stored(session)
+
+
+def _split(session: Session, kind: Type, seq: int, payload: object) -> None:
+    split = session.split
+    if split is None:
+        raise PeerError(f"{kind.name}: there is no split-brain")
+    if kind is Type.DISCARD:
+        split.on_discard(seq)
+    elif kind is Type.DISCARDED:
+        split.on_discarded(seq)
+    else:
+        fields = Fields(kind.name, decode_body(kind, payload))  # type: ignore[arg-type]
+        if kind is Type.FORK:
+            split.divergence.on_fork(fields)
+        elif kind is Type.RESOLVE_ASK:
+            split.on_ask(fields)
+        else:
+            split.on_answer(fields)
 
 
 def _object(volume: Volume, session: Session, kind: Type, body: dict[str, Any]) -> None:

@@ -14,25 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from repl.core import contact, wire
 from repl.core import hello as hellos
-from repl.core.facts import TOKENS_KEPT
+from repl.core.giving_up import give_up_unanswered
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
 from repl.core.liveness import Liveness
 from repl.core.outbox import SendJob
+from repl.core.probation import Probation
 from repl.core.progress import Progress
 from repl.core.receiver import Receiver
 from repl.core.source import Source
+from repl.core.splitbrain import SplitBrain
 from repl.core.states import MIRRORING, Phase, check_transition
 from repl.core.wire import ZERO_BYTES_MAX, Fields, PeerError, Type
 from repl.core.writes import Barrier, Waiter, Write, replicate_to_absent, send_write
 
 if TYPE_CHECKING:
     from repl.core.volume import Volume
-
-#: A peer that is dropped this soon after joining waits before its next join, twice as long each
-#: time up to the maximum (design §5, G5): each join and loss costs its primary two generations.
-JOIN_PROBATION_S = 60.0
-JOIN_WAIT_S_MAX = 16.0
 
 
 class Session:
@@ -48,10 +45,8 @@ class Session:
         self.contact_lost_wall_s: int | None = None
         #: Since when an acknowledgement waits for this member, which is not settled.
         self.needed_since_s: float | None = None
-        #: G5: when the peer last joined, and how long its next join has to wait since when.
-        self.joined_at_s: float | None = None
-        self._join_wait_s = 0.0
-        self._join_wait_since_s = volume.now
+        #: G5: whether the peer's next join has to wait.
+        self.probation = Probation(volume.now)
         #: Payload bytes of copies and digests sent since the start, without mirrored writes.
         self.resync_sent_bytes = 0
         self.decision: Decision | None = None
@@ -71,6 +66,8 @@ class Session:
         self._decision_sent = False
         self._their_decision: tuple[str, int] | None = None
         self.source: Source | None = None
+        #: What this connection does about a split-brain; None unless there is one.
+        self.split: SplitBrain | None = None
         self.receiver = Receiver(self)
         self.progress = Progress()
         self.sent_seq = 0
@@ -187,6 +184,8 @@ class Session:
         self.receiver.ended()
         if self.source is not None:
             self.source.ended()
+        if self.split is not None:
+            self.split.ended()
         self._reset()
         self.broken_connections += broken
         level = "warning" if broken else "info"
@@ -287,11 +286,7 @@ class Session:
                 f"the two sides decided {self.decision.action.value} and {theirs}, "
                 "which do not fit together"
             )
-        record = self.volume.facts.peer(self.name)
-        if token and token not in record.tokens:
-            tokens = (token, *record.tokens)[:TOKENS_KEPT]
-            self.volume.change_peer(replace(record, tokens=tokens))
-            self.volume.commits.request()
+        contact.accept(self, token)
         self._act(self.decision.action)
 
     def _act(self, action: Action) -> None:
@@ -300,9 +295,10 @@ class Session:
             phase = {Action.REFUSE: Phase.REFUSED, Action.SPLIT_BRAIN: Phase.SPLIT_BRAIN}
             self.move(phase.get(action, Phase.IDLE))
             if action is Action.SPLIT_BRAIN:
-                volume.note("error", "split-brain: both copies are kept as they are")
+                self.split = SplitBrain(self)
+                self.split.begin()
         elif action is Action.YIELD:
-            volume.roles.give_up_fork(self)
+            give_up_unanswered(self)
         elif action in SOURCE_ACTIONS:
             self.move(Phase.SOURCE_STARTING)
             self.source = Source(self, action)
@@ -466,18 +462,6 @@ class Session:
         self.needed_since_s = None
         self._awaiting.clear()
         self._barriers.clear()
-
-    def dropped_from_set(self) -> None:
-        """G4 removed the peer: one that had joined only just now waits before it joins again."""
-        now = self.volume.now
-        hasty = self.joined_at_s is not None and now - self.joined_at_s < JOIN_PROBATION_S
-        self._join_wait_s = min(JOIN_WAIT_S_MAX, max(1.0, 2 * self._join_wait_s)) if hasty else 0.0
-        self._join_wait_since_s = now
-
-    @property
-    def may_join(self) -> bool:
-        """Whether the wait of a peer that was dropped right after joining is over."""
-        return self.volume.now - self._join_wait_since_s >= self._join_wait_s
 
     def need(self) -> None:
         """An acknowledgement waits for this member while it is not settled (G4 begins so)."""

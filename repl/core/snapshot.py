@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from repl.core.promotion import PromoteRequest, judge
+from repl.core.splitbrain import not_split
 from repl.core.states import ConnectionState, Phase, ReplicationState
 from repl.core.verdict import Verdict, granted, refused
 
@@ -59,6 +60,36 @@ def _generation(volume: Volume) -> dict[str, Any]:
         "origin": newest.origin.value,
         "permit": newest.permit,
         "made_at_s": newest.made_at_s,
+    }
+
+
+def split_brain_snapshot(volume: Volume) -> dict[str, Any]:
+    """Return the object of `splitbrain show`: both sides, on either node; `split_brain` false and
+    the reason where there is nothing to choose."""
+    sessions = list(volume.sessions.values())
+    for session in sessions:
+        if (split := session.split) is not None:
+            why, next_step = split.why_and_next()
+            return {
+                "volume": volume.name,
+                "node": volume.node,
+                "peer": session.name,
+                "size_bytes": volume.size_bytes,
+                "split_brain": True,
+                "step": split.step.value,
+                "why": why,
+                "next": next_step,
+                **split.divergence.picture(split.kept, split.agreed),
+            }
+    bar = not_split(volume, sessions)
+    return {
+        "volume": volume.name,
+        "node": volume.node,
+        "peer": sessions[0].name if sessions else None,
+        "size_bytes": volume.size_bytes,
+        "split_brain": False,
+        "why": bar.reason,
+        "next": bar.next_step,
     }
 
 
@@ -185,7 +216,9 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
                 volume=name, node=volume.node, peer=session.name
             )
         decision = session.decision
-        if session.phase in (Phase.REFUSED, Phase.SPLIT_BRAIN, Phase.IDLE) and decision is not None:
+        if session.split is not None:
+            return session.split.why_and_next()
+        if session.phase in (Phase.REFUSED, Phase.IDLE) and decision is not None:
             return decision.sentence, decision.next_step
         if (slow_s := _slow_s(session)) is not None:
             why = f"{session.name} is slow: no answer for {slow_s:g} s"

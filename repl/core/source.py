@@ -322,7 +322,7 @@ class Source:
             return
         if self.action is Action.SETTLE_SOURCE:
             self._end_settle()
-        elif session.may_join or session.is_member:
+        elif session.probation.over(self._volume.now) or session.is_member:
             self._volume.changes.join(session)
 
     def _end_settle(self) -> None:

@@ -61,6 +61,8 @@ class Upkeep:
         if now - session.live.sent_s >= timeouts.ping_interval_s:
             session.ping()
         session.measure()
+        if session.split is not None:
+            session.split.tick()
         if session.receiver.unsynced and now - self.synced_at_s >= WATERMARK_INTERVAL_S:
             session.receiver.sync()
 
@@ -77,7 +79,7 @@ class Upkeep:
                 and self._given_up(session)
             ):
                 permit = f"manual: {session.name} did not answer"
-                session.dropped_from_set()
+                session.probation.dropped(volume.now)
                 volume.changes.lose([session], permit, answered=session.client_waits)
                 return
 
@@ -116,7 +118,9 @@ class Upkeep:
             return
         members = volume.member_sessions()
         outside = [s for s in volume.sessions.values() if s not in members]
-        if any(not s.settled for s in members) or any(s.connected for s in outside):
+        if any(not s.settled for s in members) or any(
+            s.connected and s.split is None for s in outside
+        ):
             # A settle or a resync clears bits as it goes; its end clears the suspects.
             return
         for session in outside:

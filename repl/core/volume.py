@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from repl.core import routing
+from repl.core import routing, splitbrain
 from repl.core.absence import Absence
 from repl.core.blockmap import runs_of
 from repl.core.changes import Changes
@@ -64,6 +64,8 @@ class Volume:
         self.failed = ""
         #: Which write finds no room on the backing's filesystem; empty while none waits for room.
         self.full = ""
+        #: Who holds the export, as the engine last said; for people, here and on the peer.
+        self.client_names: list[str] = []
         self.is_primary = False
         self._freezes: set[str] = set()
         self._chunk_number = 0
@@ -335,6 +337,10 @@ class Volume:
         for session in self.sessions.values():
             session.drop("this copy was declared the one")
         self.changes.adopt(lambda: self.answer(number, granted("this copy is the one")))
+
+    def resolve(self, number: int, keep: str) -> None:
+        """End a split-brain: the copy on node `keep` is kept, the other one gives up its own."""
+        splitbrain.order(self, number, keep)
 
     def leave(self, number: int) -> None:
         """Prepare a clean stop: hand over, drain, sync. Then `close`."""

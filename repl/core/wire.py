@@ -65,6 +65,11 @@ class Type(enum.IntEnum):
     GENERATION = 23
     SETTLED = 24
     CLEAR_INTENTS = 25
+    FORK = 26
+    RESOLVE_ASK = 27
+    RESOLVE_ANSWER = 28
+    DISCARD = 29
+    DISCARDED = 30
 
 
 #: Frames that take a number in the stream and are acknowledged by it.
@@ -81,6 +86,9 @@ _JSON_TYPES = frozenset(
         Type.GOODBYE,
         Type.STATUS,
         Type.GENERATION,
+        Type.FORK,
+        Type.RESOLVE_ASK,
+        Type.RESOLVE_ANSWER,
     }
 )
 _TYPES = {int(kind): kind for kind in Type}
@@ -243,6 +251,18 @@ class Fields:
             or not all(type(item) is int and 0 <= item <= NUMBER_MAX for item in value)
         ):
             raise self._wrong(name, f"a list of at most {most} whole numbers")
+        return tuple(value)
+
+    def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
+        """A list of at most `most` strings of at most `longest` characters."""
+        value = self._body.get(name)
+        if (
+            not isinstance(value, list)
+            or len(value) > most
+            or not all(isinstance(item, str) and len(item) <= longest for item in value)
+            or not all(_writable(item) for item in value)
+        ):
+            raise self._wrong(name, f"a list of at most {most} texts")
         return tuple(value)
 
     def objects(self, name: str, most: int = 4096) -> list[Fields]:

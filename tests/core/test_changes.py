@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from repl.core.lineage import Origin
+from repl.core.probation import JOIN_WAIT_S_MAX
 from repl.core.promotion import PromoteRequest
-from repl.core.session import JOIN_WAIT_S_MAX
 from repl.core.states import Phase
 from repl.core.wire import Type
 from tests.core.every_phase import at, behind_pair
