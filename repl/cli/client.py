@@ -60,6 +60,10 @@ class Client:
         """Return the volume's metadata as the daemon describes it."""
         return self._request("GET", f"/v1/volumes/{quote(name)}/metadata")
 
+    def splitbrain(self, name: str) -> dict[str, Any]:
+        """Return both sides of the volume's split-brain, or that there is none."""
+        return self._request("GET", f"/v1/volumes/{quote(name)}/splitbrain")
+
     def act(self, name: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Carry out `verb` on the volume and return the daemon's reply."""
         path = f"/v1/volumes/{quote(name)}/{verb}"

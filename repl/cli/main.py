@@ -20,6 +20,7 @@ from repl.cli.metadata import metadata
 from repl.cli.output import ReaderGone, Session, report
 from repl.cli.peer import connect, disconnect
 from repl.cli.role import demote, promote
+from repl.cli.splitbrain import splitbrain
 from repl.cli.status import status
 from repl.cli.tls import tls
 from repl.cli.version import version
@@ -67,6 +68,7 @@ for _verb in (
     wait,
     connect,
     disconnect,
+    splitbrain,
     volume,
     metadata,
     config,

@@ -78,10 +78,17 @@ VERBS: Final[Mapping[str, Verb]] = {
     "demote": Verb("demote", 60.0, {"drop_clients": Field(bool, False, "true or false")}),
     "connect": Verb("connect", 10.0, _PEER),
     "disconnect": Verb("disconnect", 10.0, _PEER),
+    "splitbrain-resolve": Verb(
+        "splitbrain-resolve", 30.0, {"keep": Field(str, "", "the node whose copy is kept")}
+    ),
     "adopt": Verb("adopt", 60.0, {"discard": Field(bool, False, "true or false")}),
 }
 
-METADATA_VERB: Final = Verb("metadata-dump", 10.0)
+#: What is asked by GET: the last part of the path, and the question.
+QUESTIONS: Final[Mapping[str, Verb]] = {
+    "metadata": Verb("metadata-dump", 10.0),
+    "splitbrain": Verb("splitbrain", 10.0),
+}
 
 _HTTP_OF_CODE: Final[Mapping[str, int]] = {"WORKER_SILENT": 503, "SHUTTING_DOWN": 503}
 _HTTP_OF_FAMILY: Final[Mapping[type[ReplError], int]] = {

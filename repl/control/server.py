@@ -7,8 +7,9 @@ decide anything about a volume, and never wait without a bound: every verb has i
     GET  /v1/version
     GET  /v1/status
     GET  /v1/volumes/NAME
-    GET  /v1/volumes/NAME/metadata
-    POST /v1/volumes/NAME/{promote|demote|connect|disconnect|adopt}     body: a JSON object
+    GET  /v1/volumes/NAME/{metadata|splitbrain}
+    POST /v1/volumes/NAME/{promote|demote|connect|disconnect|adopt|splitbrain-resolve}
+                                                body: a JSON object
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from aiohttp import web
 import repl
 from repl.control.schema import (
     BODY_BYTES_MAX,
-    METADATA_VERB,
+    QUESTIONS,
     VERBS,
     Backend,
     error_object,
@@ -71,7 +72,7 @@ class ControlServer:
                 web.get("/v1/version", self._version),
                 web.get("/v1/status", self._status),
                 web.get("/v1/volumes/{name}", self._volume),
-                web.get("/v1/volumes/{name}/metadata", self._metadata),
+                web.get(f"/v1/volumes/{{name}}/{{question:{'|'.join(QUESTIONS)}}}", self._question),
                 web.post("/v1/volumes/{name}/{verb}", self._verb),
             ]
         )
@@ -86,9 +87,8 @@ class ControlServer:
     async def _volume(self, request: web.Request) -> web.Response:
         return web.json_response(await self._backend.volume(request.match_info["name"]))
 
-    async def _metadata(self, request: web.Request) -> web.Response:
-        verb = METADATA_VERB
-        name = request.match_info["name"]
+    async def _question(self, request: web.Request) -> web.Response:
+        name, verb = request.match_info["name"], QUESTIONS[request.match_info["question"]]
         return web.json_response(
             await self._backend.request(name, verb.request, {}, verb.timeout_s)
         )

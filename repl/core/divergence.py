@@ -23,6 +23,8 @@ TELL_INTERVAL_S = 2.0
 #: Names of clients on the wire: this many, each of at most this length.
 CLIENTS_TOLD = 32
 CLIENT_NAME_MAX = 120
+#: Generations of one side that are shown: the first since the fork, and the newest.
+GENERATIONS_SHOWN = 24
 
 
 class Divergence:
@@ -105,7 +107,7 @@ class Divergence:
             "kept": kept,
             "agreed": agreed,
             "changed_bytes_at_most": None,
-            "generations": self._told_of(volume.facts.lineage, ancestor),
+            **self._told_of(volume.facts.lineage, ancestor),
         }
         status, heard = session.peer_status, self._heard or {}
         there = {
@@ -117,7 +119,7 @@ class Divergence:
             "kept": heard.get("kept", False),
             "agreed": heard.get("agreed", False),
             "changed_bytes_at_most": None,
-            "generations": self._told_of(theirs.lineage, ancestor),
+            **self._told_of(theirs.lineage, ancestor),
         }
         changed = volume.maps.dirty[session.name]
         if base_covers(mine, theirs, ancestor.id):
@@ -137,8 +139,16 @@ class Divergence:
             "differing_known_from_maps": known,
         }
 
-    def _told_of(self, entries: Lineage, ancestor: Generation) -> list[dict[str, Any]]:
-        return [self._generation(entry) for entry in lineage.since(entries, ancestor.id)]
+    def _told_of(self, entries: Lineage, ancestor: Generation) -> dict[str, Any]:
+        """One side's generations since the fork, newest first, and how many are left out."""
+        since = lineage.since(entries, ancestor.id)
+        shown = since
+        if len(since) > GENERATIONS_SHOWN:
+            shown = (*since[: GENERATIONS_SHOWN - 1], since[-1])
+        return {
+            "generations": [self._generation(entry) for entry in shown],
+            "generations_left_out": len(since) - len(shown),
+        }
 
     def _generation(self, entry: Generation) -> dict[str, Any]:
         return {

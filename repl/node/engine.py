@@ -116,6 +116,7 @@ class Engine:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._now()
+        self.volume.client_names = self.client_names
         self.volume.tick()
         self._look_for_room()
         self.run()
@@ -286,19 +287,19 @@ class Engine:
 
     def promote(self, request: PromoteRequest, answer: Callable[[Verdict], None]) -> None:
         """Ask the core; the verdict comes to `answer`."""
-        self._admin(lambda number: self.volume.promote(number, request), answer)
+        self.ask(lambda number: self.volume.promote(number, request), answer)
 
     def demote(self, drop_clients: bool, answer: Callable[[Verdict], None]) -> None:
         """Ask the core; the verdict comes to `answer`."""
-        self._admin(lambda number: self.volume.demote(number, drop_clients=drop_clients), answer)
+        self.ask(lambda number: self.volume.demote(number, drop_clients=drop_clients), answer)
 
     def adopt(self, answer: Callable[[Verdict], None]) -> None:
         """Ask the core; the verdict comes to `answer`."""
-        self._admin(self.volume.adopt, answer)
+        self.ask(self.volume.adopt, answer)
 
     def leave(self, answer: Callable[[Verdict], None]) -> None:
         """Ask the core to prepare a clean stop; the verdict comes to `answer`."""
-        self._admin(self.volume.leave, answer)
+        self.ask(self.volume.leave, answer)
 
     def last_commit(self, done: Callable[[], None]) -> None:
         """The clean stop's last commit."""
@@ -306,7 +307,8 @@ class Engine:
         self.volume.close(done)
         self.run()
 
-    def _admin(self, ask: Callable[[int], None], answer: Callable[[Verdict], None]) -> None:
+    def ask(self, ask: Callable[[int], None], answer: Callable[[Verdict], None]) -> None:
+        """Let `ask` ask the core under a number; the verdict comes to `answer`."""
         self._answer_number += 1
         self._answers[self._answer_number] = answer
         self._now()

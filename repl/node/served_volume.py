@@ -19,7 +19,7 @@ from nbdserver.buffers import ByteBudget
 from nbdserver.connection import Connection
 from nbdserver.export import ExportInfo
 from repl.core.promotion import PromoteRequest
-from repl.core.snapshot import volume_snapshot
+from repl.core.snapshot import split_brain_snapshot, volume_snapshot
 from repl.core.states import Phase
 from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
@@ -314,6 +314,10 @@ class ServedVolume:
             return await self._promote(engine, args)
         if verb == "demote":
             return await self._demote(engine, drop_clients=bool(args.get("drop_clients")))
+        if verb == "splitbrain":
+            return split_brain_snapshot(engine.volume)
+        if verb == "splitbrain-resolve":
+            return await self._resolve(engine, keep=args["keep"])
         if verb in ("connect", "disconnect"):
             return self._switch_link(engine, enabled=verb == "connect")
         assert verb == "metadata-dump", verb
@@ -325,15 +329,27 @@ class ServedVolume:
             lose_data=bool(args.get("lose_data")),
             accept_half_copied=bool(args.get("accept_half_copied")),
         )
-        deadline_s = time.monotonic() + TRANSIENT_WAIT_S
-        while True:
-            verdict = await self._ask(lambda answer: engine.promote(request, answer))
-            if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
-                break
-            await asyncio.sleep(TRANSIENT_STEP_S)
+        verdict = await self._insist(lambda answer: engine.promote(request, answer))
         if not verdict.ok:
             raise _refusal(f"Cannot promote {self.name} on {self._node}", verdict)
         return {"reason": verdict.reason, "volume": self.status()}
+
+    async def _resolve(self, engine: Engine, *, keep: str) -> dict[str, Any]:
+        verdict = await self._insist(
+            lambda answer: engine.ask(lambda number: engine.volume.resolve(number, keep), answer)
+        )
+        if not verdict.ok:
+            raise _refusal(f"Cannot resolve the split-brain of {self.name}", verdict)
+        return {"reason": verdict.reason, "volume": self.status()}
+
+    async def _insist(self, ask: Callable[[Callable[[Verdict], None]], None]) -> Verdict:
+        """Ask again for a while as long as the refusal is one that passes by itself."""
+        deadline_s = time.monotonic() + TRANSIENT_WAIT_S
+        while True:
+            verdict = await self._ask(ask)
+            if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
+                return verdict
+            await asyncio.sleep(TRANSIENT_STEP_S)
 
     async def _demote(self, engine: Engine, *, drop_clients: bool) -> dict[str, Any]:
         names = engine.client_names
@@ -464,6 +480,10 @@ def may_be_last_copy(volume: Volume) -> bool:
     facts = volume.facts
     if facts.fresh or facts.inconsistent or facts.outdated or volume.failed:
         return False
+    # A copy that was chosen to be kept stays: the other one may be giving itself up.
+    splits = [session.split for session in volume.sessions.values() if session.split is not None]
+    if any(split.kept for split in splits):
+        return True
     phases = {session.phase for session in volume.sessions.values()}
     # Elsewhere there is a complete copy, or (split-brain, refused) one that a person chose.
     elsewhere = {Phase.ESTABLISHED, Phase.TARGET, Phase.SPLIT_BRAIN, Phase.REFUSED}

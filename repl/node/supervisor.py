@@ -147,8 +147,10 @@ class Supervisor:
 
     async def request(self, name: str, verb: str, args: Message, timeout_s: float) -> Message:
         worker = self._worker(name)
-        for key in ("peer", "peer_dead"):
-            self._check_peer(self._config.volumes[name], args.get(key))
+        for key in ("peer", "peer_dead", "keep"):
+            # Of the nodes that a copy can be kept on, this one needs no looking up.
+            if key != "keep" or args.get(key) != self._config.node.name:
+                self._check_peer(self._config.volumes[name], args.get(key))
         result = await worker.request(verb, args, timeout_s)
         # Who was told "promoted" may send an NBD client at once; it must not be judged by a status
         # from before.

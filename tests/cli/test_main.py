@@ -23,7 +23,7 @@ BAD_NAMES = ["a/b", "../r0", "a b", "", " ", "r0\n", "a\x1bb", "a\tb", "-", "ä"
 def test_exactly_the_built_verbs_exist() -> None:
     assert sorted(cli.commands) == sorted(
         ["status", "promote", "demote", "wait", "connect", "disconnect", "volume", "metadata",
-         "config", "tls", "version"]
+         "config", "tls", "version", "splitbrain"]
     )  # fmt: skip
 
 

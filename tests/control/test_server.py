@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 import repl
-from repl.control.schema import BODY_BYTES_MAX, METADATA_VERB, VERBS, JsonObject
+from repl.control.schema import BODY_BYTES_MAX, QUESTIONS, VERBS, JsonObject
 from repl.control.server import ControlServer
 from repl.errors import NoSuchThing, Refused, TimedOut
 from repl.node.listeners import listen_unix
@@ -120,8 +120,10 @@ def test_every_verb_is_forwarded_with_complete_arguments_and_its_timeout(tmp_pat
                 )
             code, _ = await caller.post("/v1/volumes/r0/demote", b'{"drop_clients": true}')
             assert backend.asked.pop()[2] == {"drop_clients": True}
-            assert (await caller.get("/v1/volumes/r0/metadata"))[0] == 200
-            assert backend.asked.pop() == ("r0", METADATA_VERB.request, {}, METADATA_VERB.timeout_s)
+            for path, question in QUESTIONS.items():
+                assert (await caller.get(f"/v1/volumes/r0/{path}"))[0] == 200
+                assert backend.asked.pop() == ("r0", question.request, {}, question.timeout_s)
+            assert (await caller.get("/v1/volumes/r0/secrets"))[0] == 405
 
     run(scenario)
 

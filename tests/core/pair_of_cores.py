@@ -152,18 +152,18 @@ class Node:
         return op
 
     def promote(self, request: PromoteRequest | None = None) -> int:
-        return self._ask(lambda n: self.volume.promote(n, request or PromoteRequest()))
+        return self.ask(lambda n: self.volume.promote(n, request or PromoteRequest()))
 
     def demote(self) -> int:
-        return self._ask(lambda n: self.volume.demote(n, drop_clients=False))
+        return self.ask(lambda n: self.volume.demote(n, drop_clients=False))
 
     def leave(self) -> int:
-        return self._ask(self.volume.leave)
+        return self.ask(self.volume.leave)
 
     def adopt(self) -> int:
-        return self._ask(self.volume.adopt)
+        return self.ask(self.volume.adopt)
 
-    def _ask(self, ask: Callable[[int], None]) -> int:
+    def ask(self, ask: Callable[[int], None]) -> int:
         number = next(self._numbers)
         self.begin_turn()
         ask(number)
