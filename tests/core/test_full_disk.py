@@ -41,7 +41,7 @@ def test_full_primary_demotes_without_draining_and_the_copies_are_compared() -> 
     op = pair.alpha.write(0, data(1))
     pair.run()
     pair.alpha.begin_turn().no_space("No space left")
-    number = pair.alpha._ask(lambda n: pair.alpha.volume.demote(n, drop_clients=True))
+    number = pair.alpha.ask(lambda n: pair.alpha.volume.demote(n, drop_clients=True))
     pair.run()
     assert pair.alpha.answers[number].ok
     assert not pair.alpha.metadata.facts.is_primary
