@@ -18,9 +18,7 @@ from typing import Any
 from nbdserver.buffers import ByteBudget
 from nbdserver.connection import Connection
 from nbdserver.export import ExportInfo
-from repl.core.promotion import PromoteRequest
 from repl.core.snapshot import split_brain_snapshot, volume_snapshot
-from repl.core.states import Phase
 from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
@@ -29,18 +27,16 @@ from repl.link.connection import Frame, PeerConnection
 from repl.link.dialer import Dialer
 from repl.link.preamble import Preamble
 from repl.link.tls import TlsSocket
+from repl.node import orders
 from repl.node.clock import boot_id, volume_now_s
 from repl.node.closed_status import closed_status
 from repl.node.engine import Engine
+from repl.node.orders import ORDERS
 from repl.node.peer_tls import PeerTls
 from repl.store.open import Store, adopt_store, open_store
 from repl.store.space import space_of
 from repl.store.stamp import BackingKind
 
-#: Refusals that pass by themselves are asked again for this long before they are given out.
-TRANSIENT_WAIT_S = 5.0
-TRANSIENT_STEP_S = 0.1
-TRANSIENT_CODES = frozenset({"PROMOTE_HANDSHAKE", "PROMOTE_SETTLING", "VOLUME_BUSY"})
 #: Clients of one volume, and the bytes that they may have in flight together.
 CLIENTS_MAX = 256
 CLIENT_BYTES_MAX = 256 << 20
@@ -310,65 +306,15 @@ class ServedVolume:
         if engine is None:
             assert self._problem is not None
             raise self._problem
-        if verb == "promote":
-            return await self._promote(engine, args)
-        if verb == "demote":
-            return await self._demote(engine, drop_clients=bool(args.get("drop_clients")))
+        if verb in ORDERS:
+            verdict = await ORDERS[verb](engine, args)
+            return {"reason": verdict.reason, "volume": self.status()}
         if verb == "splitbrain":
             return split_brain_snapshot(engine.volume)
-        if verb == "splitbrain-resolve":
-            return await self._resolve(engine, keep=args["keep"])
         if verb in ("connect", "disconnect"):
             return self._switch_link(engine, enabled=verb == "connect")
         assert verb == "metadata-dump", verb
         return self._dump()
-
-    async def _promote(self, engine: Engine, args: dict[str, Any]) -> dict[str, Any]:
-        request = PromoteRequest(
-            peer_dead=args.get("peer_dead") or "",
-            lose_data=bool(args.get("lose_data")),
-            accept_half_copied=bool(args.get("accept_half_copied")),
-        )
-        verdict = await self._insist(lambda answer: engine.promote(request, answer))
-        if not verdict.ok:
-            raise _refusal(f"Cannot promote {self.name} on {self._node}", verdict)
-        return {"reason": verdict.reason, "volume": self.status()}
-
-    async def _resolve(self, engine: Engine, *, keep: str) -> dict[str, Any]:
-        verdict = await self._insist(
-            lambda answer: engine.ask(lambda number: engine.volume.resolve(number, keep), answer)
-        )
-        if not verdict.ok:
-            raise _refusal(f"Cannot resolve the split-brain of {self.name}", verdict)
-        return {"reason": verdict.reason, "volume": self.status()}
-
-    async def _insist(self, ask: Callable[[Callable[[Verdict], None]], None]) -> Verdict:
-        """Ask again for a while as long as the refusal is one that passes by itself."""
-        deadline_s = time.monotonic() + TRANSIENT_WAIT_S
-        while True:
-            verdict = await self._ask(ask)
-            if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
-                return verdict
-            await asyncio.sleep(TRANSIENT_STEP_S)
-
-    async def _demote(self, engine: Engine, *, drop_clients: bool) -> dict[str, Any]:
-        names = engine.client_names
-        if names and not drop_clients and engine.volume.is_primary:
-            raise Refused(
-                f"Cannot demote {self.name} on {self._node}: {len(names)} client(s) hold it.",
-                f"attached: {', '.join(names[:8])}",
-                f"detach them, or: replctl demote {self.name} --drop-clients",
-                code="DEMOTE_CLIENTS",
-            )
-        verdict = await self._ask(lambda answer: engine.demote(drop_clients, answer))
-        if not verdict.ok:
-            raise _refusal(f"Cannot demote {self.name} on {self._node}", verdict)
-        return {"reason": verdict.reason, "volume": self.status()}
-
-    async def _ask(self, ask: Callable[[Callable[[Verdict], None]], None]) -> Verdict:
-        answered: asyncio.Future[Verdict] = self._loop.create_future()
-        ask(lambda verdict: _settle(answered, verdict))
-        return await answered
 
     def _switch_link(self, engine: Engine, *, enabled: bool) -> dict[str, Any]:
         self._peer_enabled = enabled
@@ -393,7 +339,7 @@ class ServedVolume:
                 f"replctl demote {self.name}",
                 code="ADOPT_PRIMARY",
             )
-        if engine is not None and discard and may_be_last_copy(engine.volume):
+        if engine is not None and discard and orders.may_be_last_copy(engine.volume):
             raise Refused(
                 f"Cannot discard the copy of {self.name} on {self._node}.",
                 "it may be the only complete one: no connected peer has all of its data",
@@ -405,9 +351,7 @@ class ServedVolume:
             engine = self._engine
         assert engine is not None
         if not discard:
-            verdict = await self._ask(engine.adopt)
-            if not verdict.ok:
-                raise _refusal(f"Cannot adopt {self.name} on {self._node}", verdict)
+            await orders.adopt(engine)
         return {"volume": self.status()}
 
     def _reopen(self, *, discard: bool) -> None:
@@ -475,21 +419,6 @@ class ServedVolume:
         }
 
 
-def may_be_last_copy(volume: Volume) -> bool:
-    """Whether discarding this copy could discard the only one that has everything."""
-    facts = volume.facts
-    if facts.fresh or facts.inconsistent or facts.outdated or volume.failed:
-        return False
-    # A copy that was chosen to be kept stays: the other one may be giving itself up.
-    splits = [session.split for session in volume.sessions.values() if session.split is not None]
-    if any(split.kept for split in splits):
-        return True
-    phases = {session.phase for session in volume.sessions.values()}
-    # Elsewhere there is a complete copy, or (split-brain, refused) one that a person chose.
-    elsewhere = {Phase.ESTABLISHED, Phase.TARGET, Phase.SPLIT_BRAIN, Phase.REFUSED}
-    return not phases & elsewhere
-
-
 def random_id() -> int:
     """A random number from 1 to 2**63 - 1."""
     return secrets.randbits(63) or 1
@@ -498,12 +427,6 @@ def random_id() -> int:
 def _host_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _refusal(what: str, verdict: Verdict) -> Refused:
-    return Refused(
-        f"{what}: {verdict.reason}.", verdict.reason, verdict.next_step, code=verdict.code
-    )
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -1,0 +1,122 @@
+"""What operators ask of a volume's core: asked again while a refusal passes by itself, and worded.
+
+Owns the way from an order to the core's verdict; what is decided, and its reason, are the core's.
+Each order returns a granted verdict or raises `Refused`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from repl.core.promotion import PromoteRequest
+from repl.core.states import Phase
+from repl.core.verdict import Verdict
+from repl.core.volume import Volume
+from repl.errors import Refused
+from repl.node.engine import Engine
+
+#: Refusals that pass by themselves are asked again for this long before they are given out.
+TRANSIENT_WAIT_S: Final = 5.0
+TRANSIENT_STEP_S: Final = 0.1
+TRANSIENT_CODES: Final = frozenset({"PROMOTE_HANDSHAKE", "PROMOTE_SETTLING", "VOLUME_BUSY"})
+
+Answer = Callable[[Verdict], None]
+Args = Mapping[str, Any]
+
+
+async def promote(engine: Engine, args: Args) -> Verdict:
+    """Make this node primary: `peer_dead`, `lose_data`, `accept_half_copied`."""
+    request = PromoteRequest(
+        peer_dead=args.get("peer_dead") or "",
+        lose_data=bool(args.get("lose_data")),
+        accept_half_copied=bool(args.get("accept_half_copied")),
+    )
+    verdict = await _insist(lambda answer: engine.promote(request, answer))
+    return _granted(f"Cannot promote {_here(engine)}", verdict)
+
+
+async def demote(engine: Engine, args: Args) -> Verdict:
+    """Make this node secondary; `drop_clients`, or nobody may hold the export."""
+    drop_clients = bool(args.get("drop_clients"))
+    names = engine.client_names
+    if names and not drop_clients and engine.volume.is_primary:
+        raise Refused(
+            f"Cannot demote {_here(engine)}: {len(names)} client(s) hold it.",
+            f"attached: {', '.join(names[:8])}",
+            f"detach them, or: replctl demote {engine.volume.name} --drop-clients",
+            code="DEMOTE_CLIENTS",
+        )
+    verdict = await _ask(lambda answer: engine.demote(drop_clients, answer))
+    return _granted(f"Cannot demote {_here(engine)}", verdict)
+
+
+async def resolve(engine: Engine, args: Args) -> Verdict:
+    """End a split-brain: the copy on the node `keep` is kept."""
+    keep = str(args.get("keep"))
+    verdict = await _insist(
+        lambda answer: engine.ask(lambda number: engine.volume.resolve(number, keep), answer)
+    )
+    return _granted(f"Cannot resolve the split-brain of {engine.volume.name}", verdict)
+
+
+async def adopt(engine: Engine) -> Verdict:
+    """Declare this copy the volume's data."""
+    return _granted(f"Cannot adopt {_here(engine)}", await _ask(engine.adopt))
+
+
+ORDERS: Final[Mapping[str, Callable[[Engine, Args], Awaitable[Verdict]]]] = {
+    "promote": promote,
+    "demote": demote,
+    "splitbrain-resolve": resolve,
+}
+
+
+def may_be_last_copy(volume: Volume) -> bool:
+    """Whether discarding this copy could discard the only one that has everything."""
+    facts = volume.facts
+    if facts.fresh or facts.inconsistent or facts.outdated or volume.failed:
+        return False
+    # A copy that was chosen to be kept stays: the other one may be giving itself up.
+    splits = [session.split for session in volume.sessions.values() if session.split is not None]
+    if any(split.kept for split in splits):
+        return True
+    phases = {session.phase for session in volume.sessions.values()}
+    # Elsewhere there is a complete copy, or (split-brain, refused) one that a person chose.
+    elsewhere = {Phase.ESTABLISHED, Phase.TARGET, Phase.SPLIT_BRAIN, Phase.REFUSED}
+    return not phases & elsewhere
+
+
+def _here(engine: Engine) -> str:
+    return f"{engine.volume.name} on {engine.volume.node}"
+
+
+async def _ask(ask: Callable[[Answer], None]) -> Verdict:
+    answered: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+
+    def answer(verdict: Verdict) -> None:
+        if not answered.done():
+            answered.set_result(verdict)
+
+    ask(answer)
+    return await answered
+
+
+async def _insist(ask: Callable[[Answer], None]) -> Verdict:
+    """Ask again for a while as long as the refusal is one that passes by itself."""
+    deadline_s = time.monotonic() + TRANSIENT_WAIT_S
+    while True:
+        verdict = await _ask(ask)
+        if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
+            return verdict
+        await asyncio.sleep(TRANSIENT_STEP_S)
+
+
+def _granted(what: str, verdict: Verdict) -> Verdict:
+    if not verdict.ok:
+        raise Refused(
+            f"{what}: {verdict.reason}.", verdict.reason, verdict.next_step, code=verdict.code
+        )
+    return verdict
