@@ -43,6 +43,8 @@ class Roles:
         self.task: Task | None = None
         self._step: Callable[[], None] | None = None
         self._number = 0
+        #: Counts the procedures that ended: what one of them waited for does nothing any more.
+        self._ended = 0
         self._reason = ""
         #: A clean stop that waits for the procedure under way.
         self._leave_number = 0
@@ -256,7 +258,8 @@ class Roles:
     def _demotion_drained(self, then: Callable[[], None]) -> None:
         if self._volume.writes.drained and not self._volume.changes.busy:
             self._step = None
-            self._volume.writes.barrier(Waiter.ROLE, lambda: self._demotion_flushed(then))
+            flushed = self._during(lambda: self._demotion_flushed(then))
+            self._volume.writes.barrier(Waiter.ROLE, flushed)
 
     def _demotion_flushed(self, then: Callable[[], None]) -> None:
         self._step = lambda: self._demotion_confirmed(then)
@@ -269,7 +272,7 @@ class Roles:
         self._step = None
         volume.clear_intents()
         volume.change_facts(is_primary=False)
-        volume.commits.request(lambda: self._stepped_down(then), with_maps=True)
+        volume.commits.request(self._during(lambda: self._stepped_down(then)), with_maps=True)
 
     def _stepped_down(self, then: Callable[[], None]) -> None:
         volume = self._volume
@@ -323,7 +326,7 @@ class Roles:
             volume.commits.request(self._left)
         else:
             self.task = Task.LEAVING
-            volume.syncs.request(self._hand_over)
+            volume.syncs.request(self._during(self._hand_over))
 
     def _hand_over(self) -> None:
         volume = self._volume
@@ -394,7 +397,18 @@ class Roles:
             verdict = granted("left") if leaving else refused("VOLUME_BUSY", reason)
             self._volume.answer(number, verdict)
 
+    def _during(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Wrap what waits for a disk, so that it never acts for a procedure that has ended."""
+        ended = self._ended
+
+        def guarded() -> None:
+            if self._ended == ended:
+                act()
+
+        return guarded
+
     def _end(self) -> None:
+        self._ended += 1
         self.task = None
         self._step = None
         self._asked = None

@@ -335,3 +335,21 @@ def test_a_primary_alone_leaves_without_anybody() -> None:
     pair.restart(pair.alpha)
     pair.run()
     assert promote(pair.alpha) == ""
+
+
+@pytest.mark.parametrize("held", ["hold_commits", "hold_syncs"])
+@pytest.mark.parametrize("ask", ["demote", "leave"])
+def test_a_demotion_that_a_forced_step_down_ended_does_nothing_more(held: str, ask: str) -> None:
+    pair = established_pair()
+    pair.cut()
+    pair.alpha.write(0, data(1))
+    pair.advance(2.0)
+    setattr(pair.alpha, held, True)
+    number = getattr(pair.alpha, ask)()
+    pair.run()
+    pair.alpha.begin_turn().roles.step_down("a peer has newer writes")
+    setattr(pair.alpha, held, False)
+    pair.run()
+    assert 0 not in pair.alpha.answers and number in pair.alpha.answers
+    assert pair.alpha.notes.count("alpha is secondary of r0") == 1
+    assert not pair.alpha.volume.facts.released

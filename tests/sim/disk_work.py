@@ -129,12 +129,13 @@ class DiskWork:
         before = self._node.laws.facts
         self._node.laws.commit_done(commit)
         after = self._node.laws.facts
+        self._node.world.lines.stored(self._node, before, after)
         if after.lineage and (not before.lineage or before.generation != after.generation):
             generation = after.generation
             if generation.members == (after.node_id,):
-                self._node.world.ledger.went_alone(self._node.name)
+                self._node.ledger.went_alone(self._node.name)
             elif self._node.core.sessions[self._node.peer].phase is Phase.JOINING:
-                self._node.world.ledger.durable_everywhere(self._node.world.ledger.moment)
+                self._node.ledger.durable_everywhere(self._node.ledger.moment)
             self._node.world.say(
                 self._node.name,
                 f"stored generation {generation.counter} ({generation.id & 0xFFFF:04x}) "
@@ -197,7 +198,7 @@ class DiskWork:
             if self._node.fail_syncs:
                 # The kernel drops the pages that it could not write.
                 self._node.data.lose_power(Loss.SOME, self._node.world.choice)
-                self._node.world.ledger.power_lost(self._node.name)
+                self._node.world.cache_lost(self._node)
                 self._node.disk_failed("sync: the disk said no")
                 return
             self._node.data.end_sync(mark)

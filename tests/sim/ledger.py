@@ -112,6 +112,15 @@ class Ledger:
         self.behind: set[str] = set()
         self.acked_writes = 0
         self.acked_flushes = 0
+        #: Of these, writes that were answered without one of the nodes.
+        self.acked_alone = 0
+        self._parent: Ledger | None = None
+        #: What the parent had acknowledged alone when this line began.
+        self._parent_acked = 0
+        #: The parent had acknowledged writes that this line lacks, and nobody gave them up.
+        self._lacks = False
+        #: Its copy gave it up, and was allowed to.
+        self.ended = False
 
     def _now(self) -> int:
         self._moment += 1
@@ -141,6 +150,7 @@ class Ledger:
         elif op.kind in WRITES:
             self.acked_writes += 1
             self.behind |= NODES - holders
+            self.acked_alone += holders != NODES
             # What a node applied before it lost power is in no cache any more.
             op.holders = {node for node in holders if self._power_lost.get(node, 0) < op.submitted}
             op.losable = not op.holders
@@ -227,6 +237,48 @@ class Ledger:
                 ][-1:]
                 self._sectors[sector][0].permanent = True
                 self._volatile.pop(self._sectors[sector][0], None)
+
+    # Lines of copies (lines.py).
+
+    def fork(self, image: bytes | bytearray, *, lacks: bool) -> Ledger:
+        """Begin the line of a copy that is promoted as it is.
+
+        `lacks`: this line acknowledged writes that the copy does not hold and nobody gave up.
+        """
+        line = Ledger(self.size_bytes)
+        line._moment = self._moment
+        line._power_lost = dict(self._power_lost)
+        line.lose_history(image)
+        line._parent, line._parent_acked, line._lacks = self, self.acked_alone, lacks
+        return line
+
+    def _origins(self) -> dict[Ledger, int]:
+        """This line and those that it comes from, with what each had acknowledged alone of it."""
+        origins, line = {self: self.acked_alone}, self
+        while line._parent is not None:
+            origins[line._parent] = line._parent_acked
+            line = line._parent
+        return origins
+
+    def comes_from(self, line: Ledger) -> bool:
+        """Whether this line is that one, or began as a copy of it."""
+        return line in self._origins()
+
+    def gives_up(self, kept: Ledger) -> bool:
+        """Whether a copy of this line may be made like one of `kept` without anybody's word.
+
+        It may if all that it acknowledged was known to the other line when that one began, or given
+        up by an operator then; what it acknowledged apart from it must be kept.
+        """
+        theirs = kept._origins()
+        for line, acked in self._origins().items():
+            if line in theirs:
+                branch = next((child for child in theirs if child._parent is line), None)
+                lacks = branch is not None and branch._lacks
+                return line.ended or (acked <= theirs[line] and not lacks)
+            if acked and not line.ended:
+                return False
+        return True
 
     def lose_history(self, image: bytes | bytearray) -> None:
         """An operator accepted the loss of data: what this copy holds is the truth from now on."""

@@ -54,6 +54,8 @@ class Node:
         self.name = name
         self.peer = peer
         self.node_id = node_id
+        #: What this copy is judged by.
+        self.ledger = world.ledger
         size_bytes = world.geometry.size_bytes
         self.data = DataDisk(size_bytes)
         self.meta = SectorDisk(-(-Layout.for_volume(size_bytes).file_bytes // 512) * 512)
@@ -157,7 +159,7 @@ class Node:
         self.boot_number += 1
         self.data.lose_power(loss, choice)
         self.meta.lose_power(loss, choice)
-        self.world.ledger.power_lost(self.name)
+        self.world.cache_lost(self)
 
     def _end(self, *, silent: bool) -> None:
         was_running, self.running = self.running, False
@@ -271,11 +273,13 @@ class Node:
             return
         if session.phase is not before[1]:
             if session.phase is Phase.SOURCE:
-                self._working_since = world.ledger.moment
+                self._working_since = self.ledger.moment
+            if session.phase is Phase.TARGET:
+                world.lines.overwritten(self)
             if session.phase is Phase.ESTABLISHED and before[1] is Phase.JOINING:
-                world.ledger.durable_everywhere(self._working_since)
+                self.ledger.durable_everywhere(self._working_since)
             if session.phase is Phase.ESTABLISHED:
-                world.ledger.behind -= {self.name, self.peer}
+                self.ledger.behind -= {self.name, self.peer}
             if session.phase is Phase.DOWN:
                 self.contact_lost_step = world.clock.step
             world.cells.add((before[1].value, session.phase.value))
@@ -353,7 +357,7 @@ class Node:
     def submit(self, op: Op) -> None:
         """A request of a client that is attached here."""
         self._in_flight.add(op)
-        self.world.ledger.submitted(op)
+        self.ledger.submitted(op)
         self.backlog.unless_frozen(lambda: self.turn(lambda: self._take(op)))
 
     def _take(self, op: Op) -> None:
@@ -372,12 +376,12 @@ class Node:
         self._in_flight.discard(op)
         client = cast("Client", op.owner)
         if not client.holds(op):
-            self.world.ledger.given_up(op)
+            self.ledger.given_up(op)
             return
         members = self.laws.answered(op, self.core)
         self.world.check_lone_primary(self)
         holders = self.world.names_of(members)
-        self.world.ledger.answered(op, holders)
+        self.ledger.answered(op, holders)
         client.answered(op)
 
     def _read(self, op: Op) -> None:
@@ -386,14 +390,14 @@ class Node:
         if client.holds(op):
             self.world.check_lone_primary(self)
             found = self.data.pread(op.offset, op.length)
-            self.world.ledger.check(found, f"{op} on {self.name}", op.offset)
-            self.world.ledger.given_up(op)
+            self.ledger.check(found, f"{op} on {self.name}", op.offset)
+            self.ledger.given_up(op)
             client.answered(op)
 
     def free(self, op: Op) -> None:
         """The engine is done with a request that nobody waits for."""
         self._in_flight.discard(op)
-        self.world.ledger.given_up(op)
+        self.ledger.given_up(op)
 
     def _forget(self, op: Op) -> None:
         """Nothing of this request happened; its client's connection is closed."""
@@ -485,6 +489,7 @@ class Node:
         self.backlog.unless_frozen(lambda: self.turn(lambda: ask(number)))
 
     def promote(self, request: PromoteRequest, answer: Callable[[Verdict], None]) -> None:
+        self.world.lines.asked(self, request)
         self.admin(lambda number: self.core.promote(number, request), answer)
 
     def demote(self, answer: Callable[[Verdict], None], *, drop_clients: bool = True) -> None:

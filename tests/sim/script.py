@@ -177,8 +177,6 @@ class Script:
             )
             self.verdicts.clear()
             node.promote(request, self.verdicts.append)
-            if request.lose_data:
-                self.world.ledger.lose_history(node.data.image[: node.data.size_bytes])
         elif verb == "demote":
             self.verdicts.clear()
             node.demote(self.verdicts.append)

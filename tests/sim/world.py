@@ -17,6 +17,7 @@ from tests.sim.clock import Clock
 from tests.sim.disk import Loss
 from tests.sim.geometry import Geometry
 from tests.sim.ledger import Ledger, Violation
+from tests.sim.lines import Lines
 from tests.sim.network import Network
 from tests.sim.node import Node
 
@@ -50,6 +51,7 @@ class World:
         self.strict_protocol = True
         #: An operator lied: two primaries are his doing.
         self.forced = False
+        self.lines = Lines(self)
         #: The only complete copy failed while the other was being brought up to it.
         self.nothing_left = False
         self._version = 0
@@ -134,7 +136,13 @@ class World:
         node.data.write(4096, bytes([170]) * 8192)
         node.data.sync()
         node.make_metadata(known_zeroes=False)
-        self.ledger.power_lost(node.name)
+        self.cache_lost(node)
+        self.lines.discarded.add(node.name)
+
+    def cache_lost(self, node: Node) -> None:
+        """What was only in this node's cache may be gone."""
+        for line in self.lines.all:
+            line.power_lost(node.name)
 
     def process_ended(self, node: Node) -> None:
         self.say(node.name, "process ended")
@@ -150,6 +158,8 @@ class World:
         other = self.other(node)
         if self.forced or not other.running or other.volume is None:
             return
+        if other.ledger is not node.ledger:
+            return  # an operator's doing
         if other.backlog.frozen or other.volume.absence.doubtful:
             # It was stopped, and answers nobody before it has met this node again.
             return
@@ -163,13 +173,13 @@ class World:
         if node.volume.facts.inconsistent:
             raise Violation(f"{node.name} became primary with an inconsistent copy")
         whole = len(node.data.image) // 512 * 512
-        self.ledger.check(node.data.image[:whole], f"{node.name} as new primary")
+        node.ledger.check(node.data.image[:whole], f"{node.name} as new primary")
 
     def may_vouch(self, node: Node) -> bool:
         """Whether an operator can say with truth that the other node is stopped and acknowledged
         nothing after contact was lost."""
         other = self.other(node)
-        if not node.running or not self._stands_still(node):
+        if not node.running or not self._stands_still(node) or other.ledger is not node.ledger:
             return False
         if other.stored_facts().holds_release:
             # It may be promoted without a word; only "stopped for good" would be true.
@@ -181,7 +191,7 @@ class World:
         if ancestor is None or ancestor.id != mine[0].id:
             return False
         # The truth as the clients know it, not as the core marked it.
-        return node.name not in self.ledger.behind
+        return node.name not in node.ledger.behind
 
     def _stands_still(self, node: Node) -> bool:
         """Whether the other node is down, or frozen where it does nothing but wait for this one."""
@@ -218,7 +228,9 @@ class World:
                 if alpha[start : start + 512] != beta[start : start + 512]:
                     raise Violation(f"the copies differ at byte {start} while all is quiet")
         whole = len(alpha) // 512 * 512
-        self.ledger.check(alpha[:whole], "all is quiet")
+        if self.alpha.ledger is not self.beta.ledger:
+            raise Violation("the copies are in sync, but of two lines")
+        self.alpha.ledger.check(alpha[:whole], "all is quiet")
 
     # Operators.
 
