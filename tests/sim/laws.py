@@ -123,5 +123,13 @@ class Laws:
             assert isinstance(source, bytes)
             if json.loads(source)["agree"] and facts.is_primary:
                 raise Violation(f"{self._name}: it agrees while it is stored as primary")
+        if kind == Type.DISCARD and seq not in facts.discarded:
+            raise Violation(f"{self._name}: it tells that it is kept, which is not stored")
+        if kind == Type.DISCARDED and (seq == facts.generation.id or not facts.inconsistent):
+            raise Violation(f"{self._name}: it gave nothing up that is stored, and says so")
+        if kind == Type.RESOLVE_ANSWER:
+            assert isinstance(source, bytes)
+            if json.loads(source)["agree"] and not facts.outdated:
+                raise Violation(f"{self._name}: it agrees to be given up, which is not stored")
         if kind == Type.LEAVE and not (facts.released or facts.inconsistent):
             raise Violation(f"{self._name}: it leaves without having stored the release")

@@ -11,7 +11,7 @@
     NODE write|zero|trim OFFSET LENGTH vN   NODE flush fN       (fua: `write! …`)
     NODE read OFFSET LENGTH rN              answered only with what was promised
     NODE promote [--peer-dead NODE] [--lose-data] [--accept-half-copied]
-    NODE demote | NODE adopt | NODE vanish-client
+    NODE demote | NODE adopt | NODE vanish-client | NODE resolve KEPT-NODE
     lie                         an operator's next vouching is wrong: two primaries are his doing
     run 2s | count              let time pass | count resync bytes from zero again
     expect …                    let time pass, at most 20 s, until it is so
@@ -20,7 +20,8 @@
 What can be expected: `ack vN`, `granted`, `refused CODE`, `NODE role R`, `NODE disk STATE`,
 `NODE phase PHASE`, `NODE members a,b`, `NODE holds OFFSET LENGTH vN|zero`,
 `NODE hole OFFSET LENGTH`, `NODE dirty BYTES`, `NODE down`,
-`handshake RULE`, `said TEXT`, `equal`, `resync bytes <= N`, `NODE intents N`.
+`handshake RULE`, `said TEXT`, `equal`, `resync bytes <= N`, `NODE intents N`,
+`NODE shows differing BYTES` (in a split-brain).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from repl.core.promotion import PromoteRequest
+from repl.core.snapshot import split_brain_snapshot
 from repl.core.verdict import Verdict
 from tests.sim.client import Client, Load
 from tests.sim.disk import DataDisk, Loss, SectorDisk
@@ -180,6 +182,8 @@ class Script:
         elif verb == "demote":
             self.verdicts.clear()
             node.demote(self.verdicts.append)
+        elif verb == "resolve":
+            self.verdicts = self.world.lines.resolve(node, self.world.nodes[words[0]])
         elif verb == "adopt":
             self.verdicts.clear()
             node.admin(volume.adopt, self.verdicts.append)
@@ -263,6 +267,9 @@ class Script:
                 == set(words[0].split(","))
             ),
             "intents": lambda: volume.maps.intents.count == int(words[0]),
+            "shows": lambda: (
+                split_brain_snapshot(volume).get("differing_bytes_at_most") == _size(words[1])
+            ),
             "dirty": lambda: volume.maps.dirty[node.peer].set_bytes == _size(words[0]),
         }
         return conditions[what]
