@@ -14,11 +14,11 @@ import contextlib
 import filecmp
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.daemon import PORTS, STATE_DEADLINE_S, Json, Node, VolumeSpec
+from tests.daemon import PORTS, STATE_DEADLINE_S, Json, Node, Place, VolumeSpec
 from tests.wire import CountingProxy
 
 
@@ -51,10 +51,12 @@ class Pair:
         timeouts: dict[str, float] | None = None,
         *,
         counted: bool = False,
+        places: Mapping[str, Place] | None = None,
     ) -> Iterator[Pair]:
         """Prepare two nodes that do not run yet; clean everything up at the end.
 
-        counted: put a `CountingProxy` between them, `pair.wire`.
+        counted: put a `CountingProxy` between them, `pair.wire`. places: by the nodes' names, where
+        they are on the network; on loopback unless given.
         """
         # Short, because the path of a Unix socket ends at 107 bytes.
         folder = Path(tempfile.mkdtemp(prefix="repl-pair-"))
@@ -63,6 +65,9 @@ class Pair:
         alpha.peer = ("beta", beta.peer_port)
         beta.peer = ("alpha", alpha.peer_port)
         pair = cls(folder, alpha, beta)
+        for node in pair.nodes:
+            node.place = (places or {}).get(node.name, node.place)
+            pair.other(node).peer_address = node.place.address
         with contextlib.ExitStack() as stack:
             if counted:
                 # The node whose name sorts lower dials: alpha.

@@ -28,6 +28,26 @@ def no_network_namespaces() -> bool:
     return done.returncode != 0
 
 
+def no_network_faults() -> bool:
+    """This user or kernel cannot drop packets with nft or shape them with tbf in a namespace."""
+    script = (
+        "ip link add probe0 type veth peer name probe1"
+        " && nft add table ip probe && tc qdisc add dev probe0 root tbf rate 1mbit burst 32kbit"
+        " latency 10ms"
+    )
+    try:
+        done = subprocess.run(
+            ["unshare", "--net", "sh", "-c", script],
+            capture_output=True,
+            timeout=PROBE_DEADLINE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    return done.returncode != 0 or no_network_namespaces()
+
+
 PROBES: dict[str, Callable[[], bool]] = {
     "no_network_namespaces": no_network_namespaces,
+    "no_network_faults": no_network_faults,
 }

@@ -35,6 +35,8 @@ mount           mount
 util-linux      unshare
 util-linux      nsenter
 iproute2        ip
+iproute2        tc
+nftables        nft
 "
 
 # What only the benchmarks use.

@@ -78,6 +78,25 @@ class Machine:
         script = 'mkdir -p "$(dirname "$1")" && cat > "$1"'
         subprocess.run([*command, script, "sh", path], input=text.encode(), check=True)
 
+    def drop_what_arrives(self) -> None:
+        """From now on no packet from the other machine gets in; what leaves is not touched."""
+        _network(self, "nft", "add table ip faults")
+        _network(self, "nft", "add chain ip faults in { type filter hook input priority 0 ; }")
+        _network(self, "nft", "add rule ip faults in iifname eth0 drop")
+
+    def take_what_arrives(self) -> None:
+        """Undo `drop_what_arrives`."""
+        _network(self, "nft", "delete table ip faults")
+
+    def limit_what_leaves(self, rate_kbit_per_s: int) -> None:
+        """Let no more than this out to the other machine; a queue of half a second, then loss."""
+        rate = ("rate", f"{rate_kbit_per_s}kbit", "burst", "32kbit", "latency", "500ms")
+        _network(self, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", *rate)
+
+    def unlimit_what_leaves(self) -> None:
+        """Undo `limit_what_leaves`."""
+        _network(self, "tc", "qdisc", "delete", "dev", "eth0", "root")
+
 
 @contextmanager
 def two_machines() -> Iterator[dict[str, Machine]]:

@@ -97,33 +97,3 @@ def test_stopped_secondary_is_missed_for_what_changed_only(pair: Pair, ledger: L
     assert_no_error_reached(client)
     assert client.connection_losses == []
     assert_promises_kept(pair, pair.alpha, ledger)
-
-
-def test_primary_moves_back_and_forth_under_one_book(pair: Pair, ledger: Ledger) -> None:
-    pair.start_in_sync(primary=pair.alpha)
-    primary = pair.alpha
-    for turn in range(4):
-        with LedgerClient(ledger, primary.uri(), seed=turn) as client:
-            client.wait_acknowledged(150)
-        primary.ctl_ok("demote", "r0")
-        primary = pair.other(primary)
-        primary.promote()
-        primary.wait_primary()
-        judge_over_nbd(ledger, primary.uri())
-    assert_promises_kept(pair, primary, ledger)
-
-
-def test_demotion_is_refused_while_clients_are_attached(pair: Pair, ledger: Ledger) -> None:
-    pair.start_in_sync(primary=pair.alpha)
-    client = LedgerClient(ledger, pair.alpha.uri()).start()
-    client.wait_acknowledged(50)
-    refused = pair.alpha.ctl("demote", "r0")
-    assert refused.returncode == 5, refused.stderr
-    assert "--drop-clients" in refused.stderr
-    client.wait_acknowledged(50)
-    pair.alpha.ctl_ok("demote", "r0", "--drop-clients")
-    client.join()
-    assert client.connection_losses
-    assert_no_error_reached(client)
-    pair.alpha.promote()
-    assert_promises_kept(pair, pair.alpha, ledger)

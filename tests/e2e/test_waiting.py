@@ -54,6 +54,7 @@ def test_wait_tells_each_state_apart_on_either_node(pair: Pair) -> None:
         # A promotion of the primary is granted: it is primary already.
         assert states_now(pair.alpha) == set(STATES)
         # One of the other node would be refused as long as this one is primary.
+        pair.beta.wait_volume(lambda v: v["peers"][0]["role"] == "primary", "knows its primary")
         assert states_now(pair.beta) == {"connected", "in-sync"}
 
         waiting = pool.submit(wait, pair.beta, "promotable", LONG_ENOUGH)
