@@ -132,6 +132,10 @@ def serve(shown: str, mount: str, faults: str) -> None:
             os.unlink(self._path(path))
             return 0
 
+        def rename(self, old: str, new: str) -> int:
+            os.rename(self._path(old), self._path(new))
+            return 0
+
         def create(self, path: str, mode: int, fi: Any = None) -> int:
             return os.open(self._path(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 

@@ -2,14 +2,18 @@
 
 Meanwhile a member of its set may have given it up and been promoted by an operator's word. So a
 primary that runs again answers nobody, reads included, before it has met each member anew: by the
-answer to a ping of now, or by a handshake. What lies in its buffers from before proves nothing. It
-waits for a bounded time; then it goes on like any primary whose peer is out of reach (G4). A node
-that is alone in its set has nobody to ask and waits for nobody.
+answer to a ping of now, or by a handshake that began now. What lies in its buffers from before
+proves nothing. It waits for a bounded time; then it goes on like any primary whose peer is out of
+reach (G4). A node that is alone in its set and has answered somebody since waits for nobody:
+whoever was promoted in its place lacks what it acknowledged, and only a person can choose. One that
+has answered nobody yet can still give way.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from repl.core.lineage import sole_and_answered
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -21,12 +25,12 @@ LONG_S = 3.0
 
 
 class Absence:
-    """Whether this primary has to meet members of its set before it may answer."""
+    """Whether this primary has to meet peers before it may answer."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._back_at_s = volume.now
-        #: Members not met since: the number of the ping whose answer will do on the connection that
+        #: Peers not met since: the number of the ping whose answer will do on the connection that
         #: there was, or 0 where only a handshake will.
         self._unmet: dict[str, int] = {}
 
@@ -37,7 +41,7 @@ class Absence:
 
     @property
     def unmet(self) -> list[str]:
-        """The names of the members that are waited for."""
+        """The names of the peers that are waited for."""
         return list(self._unmet)
 
     def ended(self, away_s: float) -> None:
@@ -46,11 +50,13 @@ class Absence:
         for session in volume.sessions.values():
             # Its silence, or its lack of answers, was this node's own.
             session.live.excuse(away_s)
-        members = volume.member_sessions()
-        if not volume.is_primary or not members:
+        to_meet = volume.member_sessions()
+        if not to_meet and not sole_and_answered(volume.facts.lineage, volume.facts.node_id):
+            to_meet = list(volume.sessions.values())
+        if not volume.is_primary or not to_meet:
             return
         self._back_at_s = volume.now
-        for session in members:
+        for session in to_meet:
             self._unmet[session.name] = session.ping() if session.connected else 0
         volume.freeze(_FREEZE)
         names = ", ".join(self._unmet)
@@ -61,11 +67,19 @@ class Absence:
         """The peer has answered this connection's ping with this number."""
         wanted = self._unmet.get(session.name, 0)
         if wanted and number >= wanted:
-            self.met(session)
+            self._met(session)
 
-    def met(self, session: Session) -> None:
-        """A handshake with the peer was decided: it is known how both stand."""
-        if self._unmet.pop(session.name, None) is not None and not self._unmet:
+    def shook_hands(self, session: Session) -> None:
+        """A handshake with the peer was decided: it is known how both stand.
+
+        On a connection of before the absence that may be old news, and the ping's answer counts.
+        """
+        if self._unmet.get(session.name) == 0:
+            self._met(session)
+
+    def _met(self, session: Session) -> None:
+        del self._unmet[session.name]
+        if not self._unmet:
             self._go_on()
 
     def connection_ended(self, session: Session) -> None:

@@ -310,7 +310,7 @@ class Session:
             self.move(Phase.TARGET_STARTING)
         if self.connected:
             # Last: where this node steps down, nobody is to be answered before.
-            volume.absence.met(self)
+            volume.absence.shook_hands(self)
 
     # The stream to the peer.
 

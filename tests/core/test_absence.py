@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repl.core.snapshot import volume_snapshot
+from repl.core.states import Phase
 from repl.core.timeouts import AWAY_S
 from repl.core.wire import PeerError, Type
 from tests.core.asking import VOUCH_ALPHA, promote
@@ -73,6 +74,27 @@ def test_primary_that_was_superseded_meanwhile_answers_nothing() -> None:
     assert pair.equal() and pair.alpha.disk[0] == 2
 
 
+def test_handshake_of_before_the_absence_proves_nothing() -> None:
+    pair = established_pair()
+    pair.cut()
+    pair.connect()
+    # beta has answered alpha's hello with its decision; alpha is gone before that arrives.
+    told = len(pair.beta.sent)
+    while Type.DECISION not in [header.type for header in pair.beta.sent[told:]]:
+        pair.alpha.step()
+        pair.beta.step()
+    assert pair.alpha.incoming and pair.alpha.session.phase is Phase.GREETING
+    pair.beta.hold_incoming = True
+    after_absence(pair)
+    read = pair.alpha.read()
+    pair.run()
+    assert pair.alpha.session.phase is not Phase.GREETING
+    assert not pair.alpha.reads
+    pair.beta.hold_incoming = False
+    pair.run()
+    assert pair.alpha.reads == [read]
+
+
 def test_peer_that_came_back_and_follows_ends_the_doubt() -> None:
     pair = established_pair()
     pair.cut()
@@ -98,12 +120,36 @@ def test_nobody_is_given_up_before_there_was_time_to_meet() -> None:
     assert any("cannot be reached" in note for note in pair.alpha.notes)
 
 
-def test_lone_primary_waits_for_nobody() -> None:
+def test_lone_primary_that_has_answered_waits_for_nobody() -> None:
     pair = behind_pair()
     after_absence(pair)
     read = pair.alpha.read()
     pair.run()
     assert pair.alpha.reads == [read]
+
+
+def test_lone_primary_that_has_answered_nobody_can_still_give_way() -> None:
+    pair = established_pair()
+    pair.cut()
+    assert promote(pair.beta, VOUCH_ALPHA) == ""
+    theirs = pair.beta.write(0, data(2))
+    pair.run()
+    assert pair.beta.replies == [theirs]
+    # alpha went on alone, too, but nobody has got an answer under that generation.
+    pair.alpha.volume.changes.lose([pair.alpha.session], "a test", answered=False)
+    pair.run()
+    assert pair.alpha.metadata.facts.alone
+    after_absence(pair)
+    read = pair.alpha.read()
+    pair.run()
+    assert not pair.alpha.reads
+    for _ in range(3):
+        pair.connect()
+        pair.run()
+        if pair.alpha.connected:
+            break
+    assert not pair.alpha.reads and read in pair.alpha.forgotten
+    assert pair.equal() and pair.alpha.disk[0] == 2
 
 
 def test_status_says_whom_clients_wait_for() -> None:

@@ -175,3 +175,31 @@ def test_hanging_disk_of_the_primary_is_taken_over_and_released(
     for one in (client, successor):
         assert_no_error_reached(one)
     assert_promises_kept(pair, pair.beta, small_ledger)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+def test_metadata_that_cannot_be_synced_stops_that_copy_and_loses_nothing(
+    small_pair: Pair, small_ledger: Ledger, role: str
+) -> None:
+    pair = small_pair
+    primary = pair.alpha if role == "primary" else pair.beta
+    with FailingDisk.make(pair.folder / "disk") as disk:
+        (disk.mount / "state").mkdir()
+        pair.alpha.state_dir.symlink_to(disk.mount / "state")
+        try:
+            pair.start_in_sync(primary=primary)
+            with LedgerClient(small_ledger, primary.uri(), reconnect=True, **LOAD) as client:
+                client.wait_acknowledged(100)
+                disk.fail("sync")
+                problem = pair.alpha.wait_closed()["problem"]
+                assert "Input/output error" in problem["what"], problem
+                if role == "secondary":
+                    client.wait_acknowledged(100)
+                restart_healed(pair.alpha, disk)
+                client.wait_acknowledged(100)
+                pair.wait_in_sync()
+            assert_no_error_reached(client)
+            assert_promises_kept(pair, primary, small_ledger)
+        finally:
+            pair.alpha.clean_up()

@@ -118,3 +118,34 @@ def test_frozen_primary_acknowledges_nothing_that_its_successor_lacks(
         overwrite(heir, 0)
         assert_promises_kept(pair, heir, ledger)
         zombie = heir
+
+
+@pytest.mark.slow
+def test_zombie_that_cannot_reach_its_successor_is_found_out_later(ledger: Ledger) -> None:
+    """Nobody can tell it in time that it was replaced: then the next contact says split-brain."""
+    with Pair.make(counted=True, timeouts={"peer_timeout_s": PEER_TIMEOUT_S}) as pair:
+        assert pair.wire is not None
+        pair.start_in_sync(primary=pair.alpha)
+        theirs = Ledger(ledger.block_count, seed=1)
+        with LedgerClient(ledger, pair.alpha.uri(), region=OF_THE_PAST) as past:
+            past.wait_acknowledged(100)
+            pair.alpha.freeze()
+            pair.beta.wait_alone()
+            pair.wire.part()
+            pair.beta.promote("r0", "--peer-dead", "alpha")
+            with LedgerClient(theirs, pair.beta.uri(), region=OF_THE_PRESENT) as present:
+                present.wait_acknowledged(50)
+                pair.alpha.thaw()
+                # It waits for its peer, then goes on like any primary that is cut off.
+                past.wait_acknowledged(50)
+                pair.wire.heal()
+                for node in pair.nodes:
+                    node.wait_volume(
+                        lambda v: v["peers"][0]["connection_state"] == "split-brain",
+                        "says split-brain",
+                    )
+        for client in (past, present):
+            assert_no_error_reached(client)
+        pair.beta.ctl_ok("demote", "r0", "--drop-clients")
+        pair.beta.ctl_ok("volume", "adopt", "r0", "--discard", "--confirm", "r0")
+        assert_promises_kept(pair, pair.alpha, ledger)

@@ -111,3 +111,15 @@ def test_promotion_on_both_nodes_at_once_has_one_winner(
         winner.ctl_ok("demote", "r0")
     winner.promote()
     assert_promises_kept(pair, winner, ledger)
+
+
+def test_held_client_is_served_once_its_node_is_primary(pair: Pair, ledger: Ledger) -> None:
+    pair.beta.nbd_options = ('when_secondary = "hold"',)
+    pair.beta.write_config()
+    pair.start_in_sync(primary=pair.alpha)
+    with LedgerClient(ledger, pair.beta.uri()) as client:
+        switch(pair, pair.alpha)
+        client.wait_acknowledged(50)
+    assert (client.connections, client.connection_losses) == (1, [])
+    assert_no_error_reached(client)
+    assert_promises_kept(pair, pair.beta, ledger)
