@@ -116,10 +116,7 @@ def serve(shown: str, mount: str, faults: str) -> None:
                 raise FuseOSError(errno.EIO)
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
-            status = os.lstat(self._path(path))
-            names = ("mode", "nlink", "uid", "gid", "size", "ino", "blocks")
-            times = {f"st_{name}": getattr(status, f"st_{name}_ns") for name in _TIMES}
-            return {f"st_{name}": getattr(status, f"st_{name}") for name in names} | times
+            return _attributes(os.lstat(self._path(path)))
 
         def readdir(self, path: str, fh: int) -> list[str]:
             return [".", "..", *os.listdir(self._path(path))]
@@ -177,6 +174,12 @@ def serve(shown: str, mount: str, faults: str) -> None:
 
 
 _TIMES = ("atime", "mtime", "ctime")
+
+
+def _attributes(status: os.stat_result) -> dict[str, Any]:
+    names = ("mode", "nlink", "uid", "gid", "size", "ino", "blocks")
+    times = {f"st_{name}": getattr(status, f"st_{name}_ns") for name in _TIMES}
+    return {f"st_{name}": getattr(status, f"st_{name}") for name in names} | times
 
 
 if __name__ == "__main__":

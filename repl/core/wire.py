@@ -106,6 +106,8 @@ _BARE_TYPES = frozenset(
         Type.SYNC,
         Type.SETTLED,
         Type.CLEAR_INTENTS,
+        Type.DISCARD,
+        Type.DISCARDED,
     }
 )
 

@@ -41,6 +41,7 @@ U32 = st.integers(0, (1 << 32) - 1)
 JSON_FRAMES = sorted(
     {Type.HELLO, Type.DECISION, Type.START, Type.READY, Type.PROMOTE_ASK, Type.PROMOTE_ANSWER}
     | {Type.LEAVE, Type.GOODBYE, Type.STATUS, Type.GENERATION}
+    | {Type.FORK, Type.RESOLVE_ASK, Type.RESOLVE_ANSWER}
 )
 DATA_FRAMES = (Type.WRITE, Type.RESYNC_WRITE)
 BARE_FRAMES = sorted(

@@ -497,5 +497,4 @@ class Node:
 
     @property
     def unanswered(self) -> int:
-        """Operators' requests without a verdict."""
         return len(self._answers)
