@@ -280,6 +280,9 @@ NAMES = {
     Type.GOODBYE: ["code", "sentence"],
     Type.STATUS: ["role", "disk_state"],
     Type.GENERATION: ["volume_id", "lineage"],
+    Type.FORK: ["clients", "client_names", "kept", "agreed"],
+    Type.RESOLVE_ASK: ["number", "keep_me", "generation"],
+    Type.RESOLVE_ANSWER: ["number", "agree", "code", "reason", "next"],
 }
 VALUES: st.SearchStrategy[Any] = (
     JSON
@@ -305,6 +308,9 @@ PLAUSIBLE: dict[Type, dict[str, Any]] = {
     Type.PROMOTE_ASK: {"number": 1, "generation": 1003, "resume": False},
     Type.PROMOTE_ANSWER: {"number": 1, "agree": True, "reason": ""},
     Type.STATUS: {"role": "primary", "disk_state": "up-to-date"},
+    Type.FORK: {"clients": 1, "client_names": ["x"], "kept": False, "agreed": True},
+    Type.RESOLVE_ASK: {"number": 1, "keep_me": False, "generation": 1005},
+    Type.RESOLVE_ANSWER: {"number": 0, "agree": True, "code": "", "reason": "", "next": ""},
 }
 OFFSETS = st.sampled_from([0, 1, BLOCK, SIZE - BLOCK, SIZE, NUMBER_MAX, (1 << 64) - 1])
 LENGTHS = st.sampled_from([0, 1, BLOCK, SIZE, PAYLOAD_BYTES_MAX, (1 << 64) - 1])

@@ -54,8 +54,7 @@ class Node:
         self.name = name
         self.peer = peer
         self.node_id = node_id
-        #: What this copy is judged by.
-        self.ledger = world.ledger
+        self.ledger = world.ledger  # what this copy is judged by
         size_bytes = world.geometry.size_bytes
         self.data = DataDisk(size_bytes)
         self.meta = SectorDisk(-(-Layout.for_volume(size_bytes).file_bytes // 512) * 512)
@@ -276,9 +275,9 @@ class Node:
                 self._working_since = self.ledger.moment
             if session.phase is Phase.TARGET:
                 world.lines.overwritten(self)
-            if session.phase is Phase.ESTABLISHED and before[1] is Phase.JOINING:
-                self.ledger.durable_everywhere(self._working_since)
             if session.phase is Phase.ESTABLISHED:
+                if before[1] is Phase.JOINING:
+                    self.ledger.durable_everywhere(self._working_since)
                 self.ledger.behind -= {self.name, self.peer}
             if session.phase is Phase.DOWN:
                 self.contact_lost_step = world.clock.step

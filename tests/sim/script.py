@@ -187,7 +187,7 @@ class Script:
         elif verb == "adopt":
             self.verdicts.clear()
             node.admin(volume.adopt, self.verdicts.append)
-            self.world.ledger.lose_history(node.data.image)
+            node.ledger.lose_history(node.data.image)
         elif verb == "vanish-client":
             self.clients.pop(node.name).leave()
         else:

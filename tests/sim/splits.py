@@ -20,7 +20,7 @@ from tests.sim.scenario import Scenario
 #: Seconds of a calm in which nodes tell each other again what was chosen, before a person acts.
 PATIENCE = 4
 CLIENTS = 3
-LOAD_PAUSE_S = 0.05
+LOAD_PAUSE_S = 0.15
 #: How long an operator waits for a split-brain to show.
 SHOWN_S = 2.0
 
