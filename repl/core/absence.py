@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from repl.core.volume import Volume
 
 _FREEZE = "absent"
-#: A busy machine or a slow disk explains a shorter absence.
+#: A busy machine or a slow disk explains a shorter absence, and one ping ends it: not worth a line.
 LONG_S = 3.0
 
 
@@ -60,8 +60,9 @@ class Absence:
             self._unmet[session.name] = session.ping() if session.connected else 0
         volume.freeze(_FREEZE)
         names = ", ".join(self._unmet)
-        level = "warning" if away_s > LONG_S else "info"
-        volume.note(level, f"not running for {away_s:.1f} s: clients wait for word of {names}")
+        if away_s > LONG_S:
+            text = f"this node did not run for {away_s:.1f} s: clients wait for word of {names}"
+            volume.note("warning", text)
 
     def answered(self, session: Session, number: int) -> None:
         """The peer has answered this connection's ping with this number."""
