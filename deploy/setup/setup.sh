@@ -30,13 +30,18 @@ fio             fio
 fuse3           fusermount3
 e2fsprogs       mkfs.ext4
 e2fsprogs       e2fsck
+xfsprogs        mkfs.xfs
+xfsprogs        xfs_repair
 mount           losetup
 mount           mount
+mount           umount
+util-linux      blkid
 util-linux      unshare
 util-linux      nsenter
 iproute2        ip
 iproute2        tc
 nftables        nft
+systemd         systemd-analyze
 "
 
 # What only the benchmarks use.

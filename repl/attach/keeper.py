@@ -27,9 +27,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Final
 
-from repl.attach.dialing import NoConnection, Offer, dial
+from repl.attach.dialing import NoConnection, dial
 from repl.attach.keeping import Keeper, Plan
 from repl.attach.nbd_control import NbdControl, load_module
+from repl.attach.negotiation import Offer
 from repl.errors import NoSuchThing, PermissionRefused, Refused, ReplError
 
 RUNTIME_DIR: Final = Path("/run/repl/kernel-nbd")

@@ -31,9 +31,10 @@ from nbdserver.protocol import (
     NBD_FLAG_SEND_TRIM,
     NBD_FLAG_SEND_WRITE_ZEROES,
 )
-from repl.attach.dialing import NoConnection, Offer
+from repl.attach.dialing import NoConnection
 from repl.attach.kernel_socket import KernelSocket
 from repl.attach.nbd_netlink import DeviceSettings
+from repl.attach.negotiation import Offer
 
 #: For one address to answer and agree. A server may hold the answer back; then the next is asked.
 DIAL_DEADLINE_S: Final = 5.0

@@ -14,9 +14,11 @@ import sys
 
 import click
 
+from repl.cli.attach import attach, detach
 from repl.cli.client import Client
 from repl.cli.config import config
 from repl.cli.metadata import metadata
+from repl.cli.mount import mount, umount
 from repl.cli.output import ReaderGone, Session, report
 from repl.cli.peer import connect, disconnect
 from repl.cli.role import demote, promote
@@ -69,6 +71,10 @@ for _verb in (
     connect,
     disconnect,
     splitbrain,
+    attach,
+    detach,
+    mount,
+    umount,
     volume,
     metadata,
     config,

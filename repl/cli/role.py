@@ -56,7 +56,7 @@ def promote(
         confirm_by_name(volume, lose_data, command, lambda: _stake(session, volume))
     if peer_dead is not None:
         # Printed whatever the output format: it is what the operator vouches for.
-        write(sys.stderr, _vouching(session, volume, peer_dead))
+        write(sys.stderr, vouching(session, volume, peer_dead))
     reply = session.client.act(
         volume,
         "promote",
@@ -79,7 +79,7 @@ def demote(session: Session, volume: str, drop_clients: bool) -> None:
     session.done(reply, f"{volume} is secondary on this node.")
 
 
-def _vouching(session: Session, volume: str, peer_name: str) -> str:
+def vouching(session: Session, volume: str, peer_name: str) -> str:
     """Return the sentence that `--peer-dead` stands for; raises NoSuchThing for another node."""
     found = read_volume(session.client.volume(volume))
     peers = {peer.name: peer for peer in found.peers}

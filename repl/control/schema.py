@@ -31,7 +31,10 @@ class Backend(Protocol):
     """What the control API needs from the daemon. Objects are those of design §11."""
 
     async def status(self) -> JsonObject:
-        """Return `{"node", "version", "volumes": [...]}`, within a bounded time."""
+        """Return `{"node", "version", "nbd", "volumes": [...]}`, within a bounded time.
+
+        `nbd` says where the exports are: `socket` and `listen`, each a text or null.
+        """
 
     def last_status(self) -> JsonObject:
         """Return the same from what is known already, without asking anybody."""

@@ -158,7 +158,15 @@ class Supervisor:
         return result
 
     def _status_of(self, volumes: list[Message]) -> Message:
-        return {"node": self._config.node.name, "version": repl.__version__, "volumes": volumes}
+        return {
+            "node": self._config.node.name,
+            "version": repl.__version__,
+            "nbd": {
+                "socket": self._config.nbd.socket,
+                "listen": None if self._config.nbd.listen is None else str(self._config.nbd.listen),
+            },
+            "volumes": volumes,
+        }
 
     def _worker(self, name: str) -> WorkerProcess:
         worker = self.workers.get(name)

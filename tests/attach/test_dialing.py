@@ -13,7 +13,8 @@ import pytest
 
 from nbdserver import protocol as nbd
 from repl.attach import dialing
-from repl.attach.dialing import Need, NoConnection, Offer, Send, dial
+from repl.attach.dialing import NoConnection, dial
+from repl.attach.negotiation import REPLIES_MAX, Need, NotAgreed, Offer, Send, ask_for
 from tests.nbdserver.serving import ServerProcess
 
 DEADLINE_S = 10.0
@@ -32,7 +33,7 @@ ACK = option_reply(1)
 
 def conversation(answers: bytes, export: str = "r0") -> tuple[bytes, Offer, bytes]:
     """Feed a server's bytes; return what was sent, the outcome, and what was left unread."""
-    steps = dialing.negotiation_steps(export)
+    steps = ask_for(export)
     sent, step = b"", next(steps)
     while True:
         try:
@@ -76,11 +77,11 @@ def test_server_that_says_nothing_of_blocks_is_taken_at_one_byte() -> None:
         (GREETING + option_reply(3, b"\0") + ACK, "how large"),
         (GREETING + option_reply(1, option=6), "another question"),
         (GREETING + struct.pack(">QIII", 0x3E889045565A9, 7, 3, 1 << 30), "another question"),
-        (GREETING + INFO_BLOCK_SIZE * dialing.REPLIES_MAX, "how large"),
+        (GREETING + INFO_BLOCK_SIZE * REPLIES_MAX, "how large"),
     ],
 )
 def test_answer_that_is_no_agreement_is_told_in_words(answers: bytes, words: str) -> None:
-    with pytest.raises(NoConnection, match=words):
+    with pytest.raises(NotAgreed, match=words):
         conversation(answers)
 
 

@@ -17,8 +17,9 @@ from nbdserver.protocol import (
     NBD_FLAG_SEND_TRIM,
 )
 from repl.attach import keeping
-from repl.attach.dialing import NoConnection, Offer
+from repl.attach.dialing import NoConnection
 from repl.attach.keeping import DeviceGone, Keeper, Plan
+from repl.attach.negotiation import Offer
 from tests.attach.fake_kernel import FakeKernel, fill
 
 FLAGS = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM

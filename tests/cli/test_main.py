@@ -22,8 +22,9 @@ BAD_NAMES = ["a/b", "../r0", "a b", "", " ", "r0\n", "a\x1bb", "a\tb", "-", "ä"
 
 def test_exactly_the_built_verbs_exist() -> None:
     assert sorted(cli.commands) == sorted(
-        ["status", "promote", "demote", "wait", "connect", "disconnect", "volume", "metadata",
-         "config", "tls", "version", "splitbrain"]
+        ["status", "promote", "demote", "wait", "connect", "disconnect", "attach", "detach",
+         "mount", "umount", "volume", "metadata", "config", "tls", "version",
+         "splitbrain"]
     )  # fmt: skip
 
 

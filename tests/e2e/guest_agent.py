@@ -134,6 +134,7 @@ class Agent:
 
     def __init__(self) -> None:
         self._writer: Writer | None = None
+        self._way: Any = None
 
     def run(self, *command: str) -> str:
         done = subprocess.run(
@@ -162,6 +163,26 @@ class Agent:
         from repl.attach import kernel_nbd
 
         kernel_nbd.resume(Path(device))
+
+    def attach_guarded(self, address: str, export: str) -> str:
+        from repl.attach.kernel_way import KernelWay
+
+        self._way = KernelWay()
+        return str(self._way.attach(address, export))
+
+    def permit(self, reason: str) -> None:
+        """Permit new connections of the guarded device, or say why not."""
+        self._way.permit = lambda: reason
+
+    def cut_off_guarded(self, device: str) -> None:
+        self._way.cut_off(Path(device))
+
+    def owns_guarded(self, device: str) -> bool:
+        owns: bool = self._way.owns(Path(device))
+        return owns
+
+    def detach_guarded(self, device: str) -> None:
+        self._way.detach(Path(device))
 
     def kill(self, pid: int, number: int) -> None:
         os.kill(pid, number)

@@ -30,7 +30,7 @@ FETCH_DEADLINE_S = 180.0
 PROJECT = "/project"
 AGENT = ROOT / "tests" / "e2e" / "guest_agent.py"
 #: What the guest's programs import by name; what these import comes along.
-ENTRY_MODULES = ("repl.attach.kernel_nbd", "repl.attach.keeper")
+ENTRY_MODULES = ("repl.attach.kernel_nbd", "repl.attach.keeper", "repl.attach.kernel_way")
 #: Found by name at run time; `runpy` is what `python -m` begins with.
 UNNAMED_MODULES = ("runpy", "encodings.ascii", "encodings.idna", "encodings.latin_1")
 COMMANDS = ("mkfs.ext4",)

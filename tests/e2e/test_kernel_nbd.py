@@ -269,6 +269,39 @@ def test_mounted_kernel_device_is_left_alone_unless_forced(scenario: Scenario) -
 
 
 @pytest.mark.slow
+def test_guarded_kernel_device_goes_on_only_as_permitted(scenario: Scenario) -> None:
+    pair, guest = scenario.pair, scenario.guest
+    scenario.device = guest.ask("attach_guarded", f"{HOST}:{pair.alpha.nbd_port}", "r0")
+    scenario.write_files()
+    guest.ask("permit", "another node has been primary")
+    pair.alpha.signal_worker(signal.SIGKILL)
+    pair.alpha.wait_primary()
+    scenario.wait_blocked()
+    guest.ask("permit", "")
+    scenario.wait_written(5)
+    scenario.stop_and_unmount()
+    guest.ask("detach_guarded", scenario.device)
+    assert not guest.ask("owns_guarded", scenario.device)
+    pair.wait_in_sync()
+    scenario.assert_intact(*pair.nodes)
+
+
+@pytest.mark.slow
+def test_guarded_kernel_device_that_is_cut_off_fails_at_once(scenario: Scenario) -> None:
+    pair, guest = scenario.pair, scenario.guest
+    scenario.device = guest.ask("attach_guarded", f"{HOST}:{pair.alpha.nbd_port}", "r0")
+    scenario.write_files()
+    pair.alpha.kill()
+    scenario.wait_blocked()
+    guest.ask("cut_off_guarded", scenario.device)
+    guest.ask("stop_writing_soon")
+    _, error = guest.ask("stop_writing")
+    assert "Input/output error" in error or "Read-only file system" in error
+    guest.ask("unmount", MOUNT_POINT)
+    wait_for(lambda: not guest.ask("owns_guarded", scenario.device), what="the device is gone")
+
+
+@pytest.mark.slow
 def test_kernel_device_fails_only_after_the_dead_connection_timeout(scenario: Scenario) -> None:
     pair, guest = scenario.pair, scenario.guest
     scenario.attach(pair.alpha, dead_conn_timeout_s=10)

@@ -209,6 +209,16 @@ def test_daemon_without_volumes_starts_and_says_so(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_status_says_where_the_exports_are(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = configuration(tmp_path, ())
+        async with running(config) as supervisor:
+            nbd = (await supervisor.status())["nbd"]
+            assert nbd == {"socket": str(tmp_path / "nbd.sock"), "listen": None}
+
+    run(scenario)
+
+
 def test_control_api_answers_while_a_worker_hangs(tmp_path: Path) -> None:
     async def scenario() -> None:
         times = replace(TIMES, silent_s=600.0, stop_s=0.3)

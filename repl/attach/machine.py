@@ -1,0 +1,146 @@
+"""This node's tools and tables, at one thin edge: programs, mounts, processes, a device's content.
+
+Everything else in the package goes through a `Machine`, so that tests can stand in for it. It
+decides nothing; a tool that is missing or fails is a `ReplError` with the tool's own words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from repl.attach.mounts import Mount, parse_mounts
+from repl.errors import Refused
+
+SEARCH_PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/local/sbin:/usr/sbin:/sbin"
+#: What a program may say before the rest is cut off.
+SAID_CHARACTERS_MAX = 2000
+EDGE_BYTES = 1 << 20
+MOUNT_TABLE = "/proc/self/mountinfo"
+
+#: Which Debian package brings a program.
+PACKAGES = {
+    "nbdfuse": "libnbd-bin",
+    "nbd-client": "nbd-client",
+    "fusermount3": "fuse3",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "blkid": "util-linux",
+    "mount": "mount",
+    "umount": "mount",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a program ended, and what it said on both streams. A status below 0 is a signal."""
+
+    status: int
+    said: str
+
+    @property
+    def last_line(self) -> str:
+        """What a failed program said last, on one line."""
+        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
+        return lines[-1] if lines else f"it ended with status {self.status}"
+
+
+class Machine:
+    """The node that this process runs on."""
+
+    def is_root(self) -> bool:
+        return os.geteuid() == 0
+
+    def has(self, program: str) -> bool:
+        return shutil.which(program, path=SEARCH_PATH) is not None
+
+    def run(self, *command: str, timeout_s: float | None = None) -> Ran:
+        """Run a program without a terminal; return how it ended. Raises Refused (TOOL_MISSING).
+
+        One that takes longer than `timeout_s` is killed, and its status is that of SIGKILL.
+        """
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C"},
+                timeout=timeout_s,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise tool_missing(command[0]) from None
+        except subprocess.TimeoutExpired as late:
+            words = late.output.decode(errors="replace") if late.output else ""
+            return Ran(-9, f"{words}\n{command[0]} did not end within {timeout_s:g} s")
+        return Ran(done.returncode, done.stdout[-SAID_CHARACTERS_MAX:])
+
+    def mounts(self) -> list[Mount]:
+        """Return this process's mounts, in the order in which they were made."""
+        return parse_mounts(Path(MOUNT_TABLE).read_bytes())
+
+    def holders(self, paths: Sequence[str]) -> list[str]:
+        """Return "pid (name)" of each other process that uses a path or anything below it."""
+        held, me = [], str(os.getpid())
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and entry.name != me and _uses(entry, paths):
+                name = ""
+                with contextlib.suppress(OSError):
+                    name = (entry / "comm").read_text(errors="replace").strip()
+                held.append(f"{entry.name} ({name})")
+        return held
+
+    def is_claimed(self, device: str) -> bool:
+        """Whether something has a block device for itself: a mount, swap, RAID, the mapper."""
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def edges_are_zero(self, device: str) -> bool:
+        """Whether the first and the last `EDGE_BYTES` of a device read as zeroes."""
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+            for offset in (0, max(0, size_bytes - EDGE_BYTES)):
+                if os.pread(descriptor, EDGE_BYTES, offset).strip(b"\0"):
+                    return False
+        finally:
+            os.close(descriptor)
+        return True
+
+
+def tool_missing(program: str) -> Refused:
+    """Return the error for a program that is not installed."""
+    package = PACKAGES.get(program)
+    return Refused(
+        f"The program {program} is not installed.",
+        "this command needs it",
+        f"apt-get install {package}" if package else f"install {program}",
+        code="TOOL_MISSING",
+    )
+
+
+def _uses(process: Path, paths: Sequence[str]) -> bool:
+    links = [process / "cwd", process / "root", process / "exe"]
+    with contextlib.suppress(OSError):
+        links += list((process / "fd").iterdir())
+    for link in links:
+        # Only the link is read: following it could wait for a filesystem that hangs.
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            if any(target == path or target.startswith(path + "/") for path in paths):
+                return True
+    return False

@@ -1,0 +1,391 @@
+"""`mount` and `umount`: from a secondary to a mounted filesystem and back, all of it or nothing.
+
+Mounting is a ladder: promote, attach, make or check a filesystem, mount. Everything that can be
+known before the first step is checked before it. The undoing of a step is put down before the step
+is begun, and looks at what is there instead of trusting that the step was done or not; so an error
+or a Ctrl-C at any point is followed by the undoing of exactly what this command has done, in
+reverse order. A filesystem that was made stays made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from repl.attach import filesystems, mounts
+from repl.attach.attaching import Attachment, Attachments, frozen_refusal, not_primary
+from repl.attach.lifeline import DEAD_AFTER_S
+from repl.attach.machine import Machine
+from repl.errors import Refused, ReplError, UsageError
+
+#: Options that make of mount(8) something else than the mounting of a device.
+FORBIDDEN_OPTIONS = frozenset({"remount", "bind", "rbind", "move", "loop"})
+UNDO_TIMEOUT_S = 30.0
+
+
+class Volumes(Protocol):
+    """What is asked of the daemon. Every call may raise ReplError."""
+
+    def role(self, volume: str) -> str: ...
+
+    def promote(self, volume: str, peer_dead: str | None) -> None: ...
+
+    def demote(self, volume: str) -> None: ...
+
+    def address(self, volume: str) -> str:
+        """Return where this node reaches the export: a Unix socket's path, or `HOST:PORT`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What `mount` was told."""
+
+    volume: str
+    directory: str
+    mkfs: str = ""
+    options: str = ""
+    promote: bool = False
+    peer_dead: str | None = None
+    dead_after_s: float = DEAD_AFTER_S
+    way: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """What `mount` did."""
+
+    volume: str
+    directory: str
+    device: str
+    filesystem: str
+    promoted: bool
+    attached: bool
+    formatted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unmounted:
+    """What `umount` did."""
+
+    volume: str
+    directory: str
+    detached: bool
+    demoted: bool
+    #: Why what was not written yet is lost; empty when all was written.
+    lost: str = ""
+
+
+#: Runs while a step is undone, so that a second Ctrl-C does not stop the undoing.
+Shield = Callable[[], contextlib.AbstractContextManager[None]]
+#: What undoes the steps that were begun, in the order of their beginning.
+Undo = list[Callable[[], None]]
+
+
+class Mounting:
+    """The two commands on one node."""
+
+    def __init__(
+        self,
+        attachments: Attachments,
+        volumes: Volumes,
+        machine: Machine,
+        shield: Shield = contextlib.nullcontext,
+    ) -> None:
+        self._attachments = attachments
+        self._volumes = volumes
+        self._machine = machine
+        self._shield = shield
+
+    # Mounting.
+
+    def mount(self, wish: Wish) -> Mounted:
+        """Mount the volume. Raises ReplError, with everything as it was before."""
+        self._attachments.check_allowed()
+        check_options(wish.options)
+        if wish.mkfs:
+            filesystems.check_maker(self._machine, wish.mkfs)
+        with self._attachments.locked(wish.volume), self._undoing() as undo:
+            self._attachments.clear_leftovers(wish.volume)
+            self._check_not_mounted(wish.volume)
+            directory = self._check_directory(wish.directory)
+            role = self._volumes.role(wish.volume)
+            if role != "primary" and not wish.promote:
+                raise not_primary(wish.volume, role, f"replctl mount {wish.volume} DIR --promote")
+            promoted = self._promoted(wish, role, undo)
+            attachment = self._attached(wish, undo)
+            kind, formatted = self._filesystem(wish, attachment.device)
+            if not formatted:
+                filesystems.prepare(self._machine, wish.volume, attachment.device, kind)
+            self._mounted(wish, attachment.device, kind, directory, undo)
+        return Mounted(
+            volume=wish.volume,
+            directory=directory,
+            device=attachment.device,
+            filesystem=kind,
+            promoted=promoted,
+            attached=attachment.new,
+            formatted=formatted,
+        )
+
+    def _check_directory(self, given: str) -> str:
+        """Return the directory's real path. Raises Refused (MOUNT_DIRECTORY)."""
+        path = Path(given)
+        real = os.path.realpath(path)
+        if not path.is_dir():
+            what = "is not a directory" if path.exists() else "does not exist"
+            raise _bad_directory(
+                given, what, f"mkdir -p {shlex.quote(given)}   or choose another one"
+            )
+        if mounts.at(self._machine.mounts(), real) is not None:
+            raise _bad_directory(
+                given, "has something mounted on it", f"findmnt {shlex.quote(given)}"
+            )
+        if any(path.iterdir()):
+            raise _bad_directory(
+                given, "is not empty; what is in it would be hidden", f"ls -A {shlex.quote(given)}"
+            )
+        return real
+
+    def _check_not_mounted(self, volume: str) -> None:
+        found = self._attachments.find(volume)
+        if found is None:
+            return
+        mounted = mounts.of_device(self._machine.mounts(), found.device)
+        if mounted:
+            point = mounted[-1].point
+            raise Refused(
+                f"{volume} is mounted already, on {point}.",
+                f"its device {found.device} carries one filesystem for all of this node",
+                f"replctl umount {shlex.quote(point)}",
+                code="ALREADY_MOUNTED",
+            )
+        self._attachments.check_unused(found.device, volume)
+        if found.frozen:
+            raise frozen_refusal(volume, found.frozen, f"replctl detach {volume} --force")
+
+    def _promoted(self, wish: Wish, role: str, undo: Undo) -> bool:
+        if role == "primary":
+            return False
+        undo.append(lambda: self._undo_promotion(wish.volume))
+        self._volumes.promote(wish.volume, wish.peer_dead)
+        return True
+
+    def _undo_promotion(self, volume: str) -> None:
+        if self._volumes.role(volume) == "primary":
+            self._volumes.demote(volume)
+
+    def _attached(self, wish: Wish, undo: Undo) -> Attachment:
+        before = self._attachments.find(wish.volume)
+        if before is None:
+            undo.append(lambda: self._undo_attaching(wish.volume))
+        where = self._volumes.address(wish.volume)
+        return self._attachments.attach(wish.volume, where, "mount", wish.dead_after_s, wish.way)
+
+    def _undo_attaching(self, volume: str) -> None:
+        if self._attachments.find(volume) is not None:
+            self._attachments.detach(volume)
+
+    def _filesystem(self, wish: Wish, device: str) -> tuple[str, bool]:
+        """Return the kind of filesystem to mount, and whether it was made just now."""
+        volume, content = wish.volume, filesystems.look_at(self._machine, device)
+        if wish.mkfs:
+            if not content.blank:
+                held = content.filesystem or content.other
+                raise Refused(
+                    f"No {wish.mkfs} is made on {volume}: it holds {held}.",
+                    "it would be overwritten",
+                    f"mount what is there:  replctl mount {volume} DIR"
+                    if content.filesystem
+                    else f"replctl attach {volume}, look at it, and clear it:  wipefs -a DEVICE",
+                    code="HOLDS_DATA",
+                )
+            filesystems.make(self._machine, volume, device, wish.mkfs)
+            return wish.mkfs, True
+        if not content.filesystem:
+            raise Refused(
+                f"{volume} holds no filesystem.",
+                f"it holds {content.other}" if content.other else "it is blank",
+                f"replctl attach {volume}, and use its device"
+                if content.other
+                else f"make one:  replctl mount {volume} DIR --mkfs ext4",
+                code="UNFORMATTED",
+            )
+        return content.filesystem, False
+
+    def _mounted(self, wish: Wish, device: str, kind: str, directory: str, undo: Undo) -> None:
+        undo.append(lambda: self._undo_mount(device, directory))
+        options = ["-o", wish.options] if wish.options else []
+        ran = self._machine.run("mount", "-t", kind, *options, "--", device, directory)
+        if ran.status:
+            raise ReplError(
+                f"{wish.volume} could not be mounted on {directory}.",
+                ran.last_line,
+                "see what the kernel says:  dmesg | tail",
+                code="MOUNT_FAILED",
+            )
+
+    def _undo_mount(self, device: str, directory: str) -> None:
+        found = mounts.at(self._machine.mounts(), directory)
+        if found is not None and found in mounts.of_device([found], device):
+            ran = self._machine.run("umount", "--", directory, timeout_s=UNDO_TIMEOUT_S)
+            if ran.status:
+                raise ReplError(f"umount: {ran.last_line}", code="MOUNT_FAILED")
+
+    @contextlib.contextmanager
+    def _undoing(self) -> Iterator[Undo]:
+        """Collect undo steps; run them if the block fails, and say what could not be undone."""
+        steps: Undo = []
+        try:
+            yield steps
+        except BaseException as failure:
+            with self._shield():
+                troubles = _undo(steps)
+            if troubles and isinstance(failure, ReplError):
+                raise type(failure)(
+                    failure.what,
+                    "; ".join([failure.why, "not undone: " + "; ".join(troubles)]),
+                    failure.next_step,
+                    code=failure.code,
+                ) from failure
+            raise
+
+    # Unmounting.
+
+    def umount(self, given: str, *, demote: bool = False, force: bool = False) -> Unmounted:
+        """Unmount a volume's filesystem; detach what `mount` has attached. Raises ReplError."""
+        self._attachments.check_allowed()
+        directory = os.path.realpath(given)
+        attachment = self._at(directory)
+        if attachment is None:
+            return self._umount_leftover(given, directory, demote=demote, force=force)
+        volume = attachment.volume
+        with self._attachments.locked(volume):
+            others = [
+                mount.point
+                for mount in mounts.of_device(self._machine.mounts(), attachment.device)
+                if mount.point != directory
+            ]
+            if demote:
+                self._check_demotion(volume, others)
+            if force:
+                lost = "it was cut off" + (f": {attachment.frozen}" if attachment.frozen else "")
+                self._attachments.detach(volume, force=True)
+                detached = True
+            else:
+                lost = ""
+                if attachment.frozen:
+                    command = f"replctl umount {shlex.quote(given)} --force"
+                    raise frozen_refusal(volume, attachment.frozen, command)
+                self._unmount(volume, directory)
+                detached = not others and (demote or attachment.made_by == "mount")
+                if detached:
+                    self._attachments.detach(volume)
+            if demote:
+                self._volumes.demote(volume)
+        return Unmounted(volume, directory, detached, demote, lost)
+
+    def _umount_leftover(
+        self, given: str, directory: str, *, demote: bool, force: bool
+    ) -> Unmounted:
+        """Unmount what a dead guardian has left; raises Refused (NOT_MOUNTED) for anything else."""
+        found = mounts.at(self._machine.mounts(), directory)
+        left = self._attachments.left_with(found) if found is not None else None
+        if left is None:
+            raise self._not_ours(given, directory)
+        volume = left.volume
+        with self._attachments.locked(volume):
+            if demote:
+                self._check_demotion(volume, [])
+            if left.works and not force:
+                self._unmount(volume, directory)
+            self._attachments.clear_leftovers(volume, force=force)
+            if demote:
+                self._volumes.demote(volume)
+        lost = "" if left.works and not force else "the guardian of its device was dead"
+        return Unmounted(volume, directory, True, demote, lost)
+
+    def _at(self, directory: str) -> Attachment | None:
+        found = mounts.at(self._machine.mounts(), directory)
+        if found is None:
+            return None
+        for attachment in self._attachments.all():
+            if mounts.of_device([found], attachment.device):
+                return attachment
+        return None
+
+    def _not_ours(self, given: str, directory: str) -> Refused:
+        mounted = mounts.at(self._machine.mounts(), directory)
+        if mounted is None:
+            return Refused(
+                f"Nothing is mounted on {given}.",
+                "either it was unmounted already, or its device was cut off since the daemon died",
+                "see what is attached:  replctl attach VOL",
+                code="NOT_MOUNTED",
+            )
+        return Refused(
+            f"What is mounted on {given} is not an attached volume.",
+            f"it is {mounted.source} ({mounted.kind})",
+            f"umount {shlex.quote(given)}",
+            code="NOT_MOUNTED",
+        )
+
+    def _check_demotion(self, volume: str, others: list[str]) -> None:
+        if others:
+            raise Refused(
+                f"{volume} cannot be demoted: it is mounted on {others[0]} too.",
+                "a secondary serves no device",
+                f"replctl umount {shlex.quote(others[0])}",
+                code="DEVICE_IN_USE",
+            )
+        # The daemon must be there before anything is unmounted for its sake.
+        self._volumes.role(volume)
+
+    def _unmount(self, volume: str, directory: str) -> None:
+        ran = self._machine.run("umount", "--", directory)
+        if not ran.status:
+            return
+        holders = self._machine.holders([directory])
+        raise Refused(
+            f"{volume} could not be unmounted from {directory}.",
+            f"in use by {', '.join(holders[:8])}" if holders else ran.last_line,
+            "end what uses it, and run the command again",
+            code="MOUNT_BUSY",
+        )
+
+
+def check_options(options: str) -> None:
+    """Raise UsageError for mount options that do not belong to mounting a device."""
+    words = {word.partition("=")[0].strip() for word in options.split(",")}
+    wrong = sorted(words & FORBIDDEN_OPTIONS)
+    if wrong or not options.isprintable():
+        raise UsageError(
+            f"These mount options cannot be used: {options!r}.",
+            f"{', '.join(wrong) or 'a control character'} has no meaning for a volume's device",
+            "see which there are:  man 8 mount",
+        )
+
+
+def _undo(steps: Undo) -> list[str]:
+    """Undo all steps, the last one first; return what each that could not be undone has said."""
+    troubles = []
+    for step in reversed(steps):
+        try:
+            step()
+        except ReplError as error:
+            troubles.append(error.what)
+    return troubles
+
+
+def _bad_directory(given: str, what: str, next_step: str) -> Refused:
+    return Refused(
+        f"Nothing can be mounted on {given!r}: it {what}.",
+        "a volume is mounted on an empty directory of its own",
+        next_step,
+        code="MOUNT_DIRECTORY",
+    )

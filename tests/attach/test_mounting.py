@@ -1,0 +1,455 @@
+"""Mounting and unmounting: every refusal comes before anything is changed, every step is undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from repl.attach.attaching import Attachment, Leftover
+from repl.attach.machine import Ran
+from repl.attach.mounting import Mounting, Wish, check_options
+from repl.attach.mounts import Mount
+from repl.errors import DaemonUnreachable, PermissionRefused, Refused, ReplError, UsageError
+from tests.attach.fakes import (
+    DEVICE,
+    EXT4,
+    NOTHING_FOUND,
+    Diary,
+    FakeAttachments,
+    FakeMachine,
+    FakeVolumes,
+    failure,
+    refusal,
+)
+
+
+@dataclass
+class Stage:
+    diary: Diary
+    machine: FakeMachine
+    volumes: FakeVolumes
+    attachments: FakeAttachments
+    mounting: Mounting
+    directory: Path
+
+    def wish(self, **fields: object) -> Wish:
+        return replace(Wish("r0", str(self.directory)), **fields)  # type: ignore[arg-type]
+
+    def refused(self, code: str, **fields: object) -> ReplError:
+        """Mount, which must be refused with `code`; afterwards all is as it was."""
+        before = (self.volumes.current, self.attachments.current, list(self.machine.table))
+        with pytest.raises(ReplError) as refused:
+            self.mounting.mount(self.wish(**fields))
+        assert refused.value.code == code, refused.value.lines()
+        assert refused.value.why and refused.value.next_step
+        after = (self.volumes.current, self.attachments.current, self.machine.table)
+        assert after == before
+        return refused.value
+
+    def mounted(self, made_by: str = "mount") -> None:
+        """Be as after a mount."""
+        self.volumes.current = "primary"
+        self.attachments.current = Attachment("r0", DEVICE, "fake", made_by)
+        self.machine.table = [Mount(str(self.directory), "ext4", DEVICE, "7:99")]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    directory = tmp_path / "mnt with space"
+    directory.mkdir()
+    diary = Diary()
+    machine, volumes = FakeMachine(diary), FakeVolumes(diary)
+    attachments = FakeAttachments(diary, machine, tmp_path)
+    mounting = Mounting(attachments, volumes, machine)
+    return Stage(diary, machine, volumes, attachments, mounting, directory)
+
+
+# What is done, in which order.
+
+
+def test_secondary_is_promoted_attached_checked_and_mounted(stage: Stage) -> None:
+    done = stage.mounting.mount(stage.wish(promote=True, peer_dead="alpha", options="noatime"))
+    assert stage.diary == ["promote", "attach", "e2fsck", "mount"]
+    assert stage.volumes.vouched == ["alpha"]
+    assert (done.promoted, done.attached, done.formatted) == (True, True, False)
+    assert (done.device, done.filesystem) == (DEVICE, "ext4")
+    mount = stage.machine.commands[-1]
+    assert mount[:6] == ("mount", "-t", "ext4", "-o", "noatime", "--")
+    assert mount[6:] == (DEVICE, str(stage.directory))
+
+
+def test_blank_volume_is_formatted_and_not_checked(stage: Stage) -> None:
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    done = stage.mounting.mount(stage.wish(promote=True, mkfs="xfs"))
+    assert stage.diary == ["promote", "attach", "mkfs.xfs", "mount"]
+    assert done.formatted and done.filesystem == "xfs"
+    assert stage.machine.commands[-2][-1] == DEVICE
+
+
+def test_primary_with_a_device_is_only_mounted(stage: Stage) -> None:
+    stage.volumes.current = "primary"
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach")
+    done = stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == ["e2fsck", "mount"]
+    assert not done.promoted and not done.attached
+
+
+def test_xfs_replays_its_log_when_it_is_mounted(stage: Stage) -> None:
+    stage.machine.says["blkid"] = Ran(0, "TYPE=xfs\nUSAGE=filesystem\n")
+    stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == ["promote", "attach", "mount"]
+
+
+def test_what_a_crash_left_is_cleared_first(stage: Stage) -> None:
+    stage.attachments.left = Leftover("r0", works=False)
+    stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary[0] == "clear"
+
+
+# Refusals before the first step.
+
+
+def test_only_root_may_mount_and_unmount(stage: Stage) -> None:
+    stage.machine.root = False
+    stage.refused("PERMISSION")
+    with pytest.raises(PermissionRefused):
+        stage.mounting.umount(str(stage.directory))
+    assert stage.diary == []
+
+
+@pytest.mark.parametrize("role", ["secondary", "unknown"])
+def test_secondary_without_promote_is_refused(stage: Stage, role: str) -> None:
+    stage.volumes.current = role
+    error = stage.refused("NOT_PRIMARY")
+    assert error.exit_status == 5 and "--promote" in error.next_step
+    assert stage.diary == []
+
+
+def test_directory_must_be_an_empty_one_of_its_own(stage: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "entry").touch()
+    for directory in (tmp_path / "absent", file, tmp_path / "full"):
+        error = stage.refused("MOUNT_DIRECTORY", directory=str(directory), promote=True)
+        assert str(directory) in error.what
+    stage.machine.table = [Mount(str(stage.directory), "tmpfs", "tmpfs", "0:5")]
+    stage.refused("MOUNT_DIRECTORY", promote=True)
+    assert stage.diary == []
+
+
+def test_directory_behind_a_symbolic_link_is_meant(stage: Stage, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(stage.directory)
+    assert stage.mounting.mount(stage.wish(directory=str(link), promote=True)).directory == str(
+        stage.directory
+    )
+    stage.refused("ALREADY_MOUNTED", directory=str(link))
+
+
+def test_mounted_volume_is_not_mounted_again(stage: Stage, tmp_path: Path) -> None:
+    stage.mounted()
+    (tmp_path / "other").mkdir()
+    for directory in (stage.directory, tmp_path / "other"):
+        error = stage.refused("ALREADY_MOUNTED", directory=str(directory))
+        assert error.next_step == f"replctl umount '{stage.directory}'"
+
+
+def test_device_that_others_use_is_not_mounted(stage: Stage) -> None:
+    stage.volumes.current = "primary"
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach")
+    stage.machine.claimed = {DEVICE}
+    stage.refused("DEVICE_IN_USE")
+
+
+def test_frozen_device_is_not_mounted(stage: Stage) -> None:
+    stage.volumes.current = "primary"
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach", "it is secondary")
+    assert stage.refused("ATTACH_FROZEN").why == "it is secondary"
+
+
+def test_missing_maker_is_named_before_anything_is_done(stage: Stage) -> None:
+    stage.machine.lacks = {"mkfs.xfs"}
+    assert "xfsprogs" in stage.refused("TOOL_MISSING", mkfs="xfs", promote=True).next_step
+    assert stage.diary == []
+
+
+@pytest.mark.parametrize("options", ["remount", "ro,bind", "loop=/dev/loop1", "a\nb"])
+def test_options_that_do_not_mount_a_device_are_refused(options: str) -> None:
+    with pytest.raises(UsageError):
+        check_options(options)
+
+
+def test_options_of_filesystems_are_left_alone() -> None:
+    for options in ("", "noatime", "errors=remount-ro,data=journal", "x-name=a b"):
+        check_options(options)
+
+
+# A step that fails: what was done is undone, in reverse order, and nothing else.
+
+PROMOTED = ["promote", "demote"]
+ATTACHED = ["promote", "attach", "detach", "demote"]
+CHECKED = ["promote", "attach", "e2fsck", "detach", "demote"]
+MOUNTED = ["promote", "attach", "e2fsck", "mount", "umount", "detach", "demote"]
+
+
+def test_refused_promotion_leaves_nothing_to_undo(stage: Stage) -> None:
+    stage.diary.trouble["promote"] = refusal(code="PROMOTE_NO_EVIDENCE")
+    stage.refused("PROMOTE_NO_EVIDENCE", promote=True)
+    assert stage.diary == ["promote"]
+
+
+def test_failed_attaching_is_followed_by_the_demotion(stage: Stage) -> None:
+    stage.diary.trouble["attach"] = refusal(code="ATTACH_FAILED")
+    stage.refused("ATTACH_FAILED", promote=True)
+    assert stage.diary == ["promote", "attach", "demote"]
+
+
+def test_unknown_address_is_followed_by_the_demotion(stage: Stage) -> None:
+    stage.diary.trouble["address"] = refusal(code="ATTACH_IMPOSSIBLE")
+    stage.refused("ATTACH_IMPOSSIBLE", promote=True)
+    assert stage.diary == PROMOTED
+
+
+def test_blank_volume_without_mkfs_is_refused(stage: Stage) -> None:
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    assert "--mkfs" in stage.refused("UNFORMATTED", promote=True).next_step
+    assert stage.diary == ATTACHED
+
+
+@pytest.mark.parametrize(
+    ("found", "zero", "held"),
+    [
+        (EXT4, True, "ext4"),
+        (Ran(0, "TYPE=crypto_LUKS\nUSAGE=crypto\n"), True, "crypto_LUKS"),
+        (Ran(0, "PTTYPE=gpt\n"), True, "a gpt partition table"),
+        (Ran(0, "LABEL=x\n"), True, "a signature"),
+        (Ran(8, "blkid: ambivalent result"), True, "contradict each other"),
+        (NOTHING_FOUND, False, "data of no known kind"),
+    ],
+)
+def test_no_filesystem_is_made_over_data(stage: Stage, found: Ran, zero: bool, held: str) -> None:
+    stage.machine.says["blkid"], stage.machine.zero = found, zero
+    assert held in stage.refused("HOLDS_DATA", promote=True, mkfs="ext4").what
+    assert stage.diary == ATTACHED
+    if found is not EXT4:
+        stage.diary.clear()
+        assert held in stage.refused("UNFORMATTED", promote=True).why
+        assert stage.diary == ATTACHED
+
+
+def test_failed_mkfs_is_told_in_its_words(stage: Stage) -> None:
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    stage.machine.says["mkfs.ext4"] = Ran(1, "mke2fs 1.47\nthe device is too small\n")
+    error = stage.refused("MKFS_FAILED", promote=True, mkfs="ext4")
+    assert "the device is too small" in error.why
+    assert stage.diary == ["promote", "attach", "mkfs.ext4", "detach", "demote"]
+
+
+def test_damaged_filesystem_is_not_mounted(stage: Stage) -> None:
+    stage.machine.says["e2fsck"] = Ran(4, "UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.")
+    assert "fsck MANUALLY" in stage.refused("FSCK_FAILED", promote=True).why
+    assert stage.diary == CHECKED
+
+
+def test_corrected_filesystem_is_mounted(stage: Stage) -> None:
+    stage.machine.says["e2fsck"] = Ran(1, "recovering journal")
+    assert stage.mounting.mount(stage.wish(promote=True)).filesystem == "ext4"
+
+
+def test_failed_mount_undoes_attaching_and_promotion(stage: Stage) -> None:
+    stage.machine.says["mount"] = Ran(32, "mount: wrong fs type, bad option\n")
+    assert "bad option" in stage.refused("MOUNT_FAILED", promote=True).why
+    assert stage.diary == ["promote", "attach", "e2fsck", "mount", "detach", "demote"]
+
+
+def test_only_what_this_command_did_is_undone(stage: Stage) -> None:
+    stage.volumes.current = "primary"
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach")
+    stage.machine.says["mount"] = Ran(32, "mount: no\n")
+    stage.refused("MOUNT_FAILED", promote=True)
+    assert stage.diary == ["e2fsck", "mount"]
+
+
+@pytest.mark.parametrize(
+    ("at", "done"),
+    [
+        ("promote", ["promote"]),
+        ("attach", ["promote", "attach", "demote"]),
+        ("e2fsck", CHECKED),
+        ("mount", ["promote", "attach", "e2fsck", "mount", "detach", "demote"]),
+    ],
+)
+def test_interruption_at_any_step_is_followed_by_the_undoing(
+    stage: Stage, at: str, done: list[str]
+) -> None:
+    stage.diary.trouble[at] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == done
+    assert stage.volumes.current == "secondary" and stage.attachments.current is None
+
+
+def test_interruption_after_the_mount_took_place_unmounts_it(stage: Stage) -> None:
+    def interrupt(program: str) -> None:
+        if program == "mount":
+            raise KeyboardInterrupt
+
+    stage.machine.after = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == MOUNTED
+    assert stage.machine.table == []
+
+
+def test_interruption_after_the_promotion_took_place_demotes(stage: Stage) -> None:
+    promote = stage.volumes.promote
+
+    def promote_and_interrupt(volume: str, peer_dead: str | None) -> None:
+        promote(volume, peer_dead)
+        raise KeyboardInterrupt
+
+    stage.volumes.promote = promote_and_interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == PROMOTED
+
+
+def test_what_cannot_be_undone_is_said_and_the_rest_is_undone(stage: Stage) -> None:
+    stage.machine.says["mount"] = Ran(32, "mount: no\n")
+    stage.diary.trouble["detach"] = failure("The device is held.")
+    with pytest.raises(ReplError) as failed:
+        stage.mounting.mount(stage.wish(promote=True))
+    assert failed.value.code == "MOUNT_FAILED"
+    assert failed.value.why == "mount: no; not undone: The device is held."
+    assert stage.diary[-2:] == ["detach", "demote"]
+
+
+def test_undoing_is_shielded_from_signals(stage: Stage) -> None:
+    events = stage.diary
+
+    class Shield:
+        def __enter__(self) -> None:
+            events.append("shield")
+
+        def __exit__(self, *_: object) -> None:
+            events.append("unshield")
+
+    mounting = Mounting(stage.attachments, stage.volumes, stage.machine, Shield)
+    stage.diary.trouble["attach"] = refusal()
+    with pytest.raises(Refused):
+        mounting.mount(stage.wish(promote=True))
+    assert events == ["promote", "attach", "shield", "demote", "unshield"]
+
+
+# Unmounting.
+
+
+def test_umount_detaches_what_mount_has_attached(stage: Stage) -> None:
+    stage.mounted()
+    done = stage.mounting.umount(str(stage.directory))
+    assert stage.diary == ["umount", "detach"]
+    assert (done.volume, done.detached, done.demoted, done.lost) == ("r0", True, False, "")
+
+
+def test_umount_leaves_attached_what_attach_has_attached(stage: Stage) -> None:
+    stage.mounted("attach")
+    assert not stage.mounting.umount(str(stage.directory)).detached
+    assert stage.diary == ["umount"]
+
+
+def test_umount_with_demote_gives_everything_back(stage: Stage) -> None:
+    stage.mounted("attach")
+    done = stage.mounting.umount(str(stage.directory), demote=True)
+    assert stage.diary == ["umount", "detach", "demote"]
+    assert done.detached and done.demoted
+
+
+def test_busy_filesystem_stays_mounted_and_names_who_holds_it(stage: Stage) -> None:
+    stage.mounted()
+    stage.machine.says["umount"] = Ran(32, "umount: target is busy.")
+    stage.machine.held_by = ["123 (postgres)"]
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount(str(stage.directory), demote=True)
+    assert (refused.value.code, refused.value.why) == ("MOUNT_BUSY", "in use by 123 (postgres)")
+    assert stage.diary == ["umount"]
+    stage.machine.held_by = []
+    with pytest.raises(Refused, match="could not be unmounted") as refused:
+        stage.mounting.umount(str(stage.directory))
+    assert refused.value.why == "umount: target is busy."
+
+
+def test_what_is_not_mounted_is_not_unmounted(stage: Stage) -> None:
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount(str(stage.directory))
+    assert refused.value.code == "NOT_MOUNTED" and "Nothing is mounted" in refused.value.what
+
+
+def test_what_is_not_ours_is_not_unmounted(stage: Stage) -> None:
+    stage.mounted()
+    stage.machine.table = [Mount(str(stage.directory), "nfs4", "server:/x", "0:9")]
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount(str(stage.directory))
+    assert refused.value.code == "NOT_MOUNTED" and "server:/x (nfs4)" in refused.value.why
+    assert stage.diary == []
+
+
+def test_frozen_filesystem_is_not_waited_for(stage: Stage) -> None:
+    stage.mounted()
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "mount", "it is secondary")
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount(str(stage.directory))
+    assert refused.value.code == "ATTACH_FROZEN" and "--force" in refused.value.next_step
+    assert stage.diary == []
+    done = stage.mounting.umount(str(stage.directory), force=True)
+    assert stage.diary == ["cut off"]
+    assert done.lost == "it was cut off: it is secondary"
+
+
+def test_volume_mounted_twice_is_detached_with_the_last(stage: Stage, tmp_path: Path) -> None:
+    stage.mounted()
+    stage.machine.table.append(Mount("/other", "ext4", DEVICE, "7:99"))
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount(str(stage.directory), demote=True)
+    assert refused.value.code == "DEVICE_IN_USE" and stage.diary == []
+    assert not stage.mounting.umount(str(stage.directory)).detached
+    assert stage.mounting.umount("/other").detached
+
+
+def test_demotion_needs_the_daemon_before_anything_is_unmounted(stage: Stage) -> None:
+    stage.mounted()
+    stage.diary.trouble["role"] = DaemonUnreachable("No repld answers.", "a test", "none")
+    with pytest.raises(DaemonUnreachable):
+        stage.mounting.umount(str(stage.directory), demote=True)
+    assert stage.diary == []
+    stage.mounting.umount(str(stage.directory))
+    assert stage.diary == ["umount", "detach"]
+
+
+def test_mount_of_a_dead_guardian_is_cleared_away(stage: Stage) -> None:
+    stage.machine.table = [Mount(str(stage.directory), "ext4", DEVICE, "7:99")]
+    stage.attachments.left = Leftover("r0", works=False)
+    done = stage.mounting.umount(str(stage.directory), demote=True)
+    assert stage.diary == ["clear", "demote"]
+    assert "guardian" in done.lost and done.demoted
+
+
+def test_mount_that_still_works_is_unmounted_in_order(stage: Stage) -> None:
+    stage.machine.table = [Mount(str(stage.directory), "ext4", DEVICE, "7:99")]
+    stage.attachments.left = Leftover("r0", works=True)
+    stage.machine.says["umount"] = Ran(32, "umount: target is busy.")
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount(str(stage.directory))
+    assert refused.value.code == "MOUNT_BUSY" and stage.diary == ["umount"]
+    del stage.machine.says["umount"]
+    assert stage.mounting.umount(str(stage.directory)).lost == ""
+    assert stage.diary == ["umount", "umount", "clear"]
+
+
+def test_mount_that_still_works_is_cut_off_by_force(stage: Stage) -> None:
+    stage.machine.table = [Mount(str(stage.directory), "ext4", DEVICE, "7:99")]
+    stage.attachments.left = Leftover("r0", works=True)
+    assert stage.mounting.umount(str(stage.directory), force=True).lost
+    assert stage.diary == ["clear by force"]
