@@ -51,6 +51,7 @@ class Backing:
         #: Trimmed ranges keep their space (a backing whose space was reserved).
         self.keeps_space = False
         self._can_punch = True
+        self._has_punched = False
         self._can_zero = True
         self._sync_failed = False
 
@@ -190,6 +191,21 @@ class Backing:
                 return
         self._write_zeroes(offset, offset + length)
 
+    def zeroes_fast(self) -> bool:
+        """Whether `punch` is known to be quicker than writing zeroes, without trying it on data."""
+        if self.kind is BackingKind.BLOCK or self.keeps_space or not self._can_punch:
+            return False
+        if not self._has_punched:
+            # Beyond the end there is nothing to lose; where holes cannot be made it says so.
+            self._can_punch = fallocate.punch_hole(self._fd, self.size_bytes, ZERO_BYTES)
+            self._has_punched = True
+        return self._can_punch
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Ask the system to read ahead; no failure of that matters."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def _aligned(self, offset: int, length: int) -> tuple[int, int]:
         """Return the part of the range, possibly empty, that the device can be asked to zero."""
         unit = self.alignment_bytes
@@ -222,7 +238,10 @@ class Backing:
             end = os.lseek(self._fd, start, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return None
+                if os.lseek(self._fd, 0, os.SEEK_END) >= self.size_bytes:
+                    return None
+                # Cut short: what is gone is an error to read, and must not pass for zeroes.
+                return offset, self.size_bytes
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return offset, self.size_bytes
             raise

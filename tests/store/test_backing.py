@@ -138,6 +138,17 @@ def test_holes_are_found_and_punching_makes_them(image: Backing) -> None:
     assert image.next_data(0) is None
 
 
+def test_backing_cut_short_is_not_taken_for_a_hole(image: Backing) -> None:
+    """Else a resync would send zeroes to the peer for what is lost here."""
+    image.pwritev([b"x" * 4096], SIZE_BYTES - 4096)
+    os.truncate(image.path, 65536)
+    found = image.next_data(65536)
+    assert found == (65536, SIZE_BYTES)
+    assert not image.is_hole(SIZE_BYTES - 4096, 4096)
+    with pytest.raises(OSError, match="cut short"):
+        read(image, SIZE_BYTES - 4096, 4096)
+
+
 def test_where_holes_cannot_be_told_everything_is_data(
     image: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
