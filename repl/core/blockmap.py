@@ -170,6 +170,52 @@ class BlockMap:
             yield run
             position = run[1]
 
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Yield (length, set?) of the consecutive byte ranges that make up offset..offset+length.
+
+        Neighbours are never alike; a block is told as a whole or as far as the range has of it.
+        """
+        end = offset + length
+        assert offset >= 0 and length > 0 and end <= self.size_bytes
+        for first, last in self._joined_runs(offset >> self.block_shift):
+            start, stop = first << self.block_shift, last << self.block_shift
+            if start >= end:
+                break
+            if start > offset:
+                yield start - offset, False
+                offset = start
+            yield min(stop, end) - offset, True
+            offset = min(stop, end)
+        if offset < end:
+            yield end - offset, False
+
+    def _joined_runs(self, start: int) -> Iterator[tuple[int, int]]:
+        """Yield the runs of set blocks from `start` on in ascending order, across page borders."""
+        bits_per_page = self.page_bytes * 8
+        joined: tuple[int, int] | None = None
+        for page_no in sorted(self._pages):
+            base = page_no * bits_per_page
+            if base + bits_per_page <= start:
+                continue
+            skipped = max(start - base, 0)
+            number = int.from_bytes(self._pages[page_no], "little") >> skipped
+            position = base + skipped
+            while number:
+                zeroes = (number & -number).bit_length() - 1
+                number >>= zeroes
+                ones = (~number & (number + 1)).bit_length() - 1
+                first = position + zeroes
+                if joined is not None and joined[1] == first:
+                    joined = joined[0], first + ones
+                else:
+                    if joined is not None:
+                        yield joined
+                    joined = first, first + ones
+                number >>= ones
+                position = first + ones
+        if joined is not None:
+            yield joined
+
     def merge(self, other: BlockMap) -> int:
         """Set every byte range that is set in `other` (of any granularity); return new bits."""
         assert other.size_bytes == self.size_bytes

@@ -11,6 +11,7 @@ from repl.core.states import ConnectionState, Phase, ReplicationState
 from repl.core.verdict import Verdict, granted, refused
 
 if TYPE_CHECKING:
+    from repl.core.blockmap import BlockMap
     from repl.core.session import Session
     from repl.core.volume import Volume
 
@@ -134,11 +135,16 @@ def replication_state(session: Session) -> ReplicationState:
     return ReplicationState.OFF
 
 
+def out_of_sync(volume: Volume, peer: str) -> BlockMap:
+    """The blocks that are not yet on both copies, as far as this node knows; to be read only."""
+    session = volume.sessions[peer]
+    return volume.maps.remaining if session.phase is Phase.TARGET else volume.maps.dirty[peer]
+
+
 def _peer_snapshot(session: Session) -> dict[str, Any]:
     volume = session.volume
     copying = session.phase in (Phase.SOURCE, Phase.TARGET)
-    dirty = volume.maps.dirty[session.name]
-    behind = volume.maps.remaining if session.phase is Phase.TARGET else dirty
+    behind = out_of_sync(volume, session.name)
     decision = session.decision
     return {
         "name": session.name,

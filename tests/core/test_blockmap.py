@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,6 +134,16 @@ class BlockMapMachine(RuleBasedStateMachine):
     def any_in(self, offset: int, length: int) -> None:
         offset, length = self.inside(offset, length)
         assert self.map.any_in(offset, length) == bool(self.model & self.touched(offset, length))
+
+    @rule(offset=OFFSETS, length=LENGTHS)
+    def extents(self, offset: int, length: int) -> None:
+        offset, length = self.inside(offset, length)
+        if not length:
+            return
+        found = list(self.map.extents(offset, length))
+        expected = [byte >> self.shift in self.model for byte in range(offset, offset + length)]
+        assert [is_set for count, is_set in found for _ in range(count)] == expected
+        assert all(one[1] != other[1] for one, other in itertools.pairwise(found))
 
     @invariant()
     def the_bits_are_the_models(self) -> None:
