@@ -61,7 +61,8 @@ bench-full: ## everybody everywhere, under two hours: build/bench/full.{json,md,
 	@$(PYTHON) -m bench run full
 
 bench-micro: setup ## what the Python between two system calls costs (bench/README.md)
-	@$(PYTHON) -m pytest -q bench/micro.py --benchmark-only --benchmark-columns=min,median,ops
+	@$(PYTHON) -m pytest -q bench/micro.py bench/micro_nbd.py --benchmark-only \
+	  --benchmark-columns=min,median,ops
 
 sim: setup ## simulated faults from a seed on: make sim SEEDS=1..1000
 	@$(PYTHON) -m tests.sim --seeds $(SEEDS)

@@ -1,32 +1,37 @@
-"""`python -m nbdserver FILE`: a plain file or block device over NBD.
+"""`python -m nbdserver FILE`: files and block devices over NBD. `--help` says how.
 
-For debugging, and the measure of what the network part costs without replication. Prints one line
-with the NBD URI when it is ready; SIGTERM and SIGINT answer what was received and end it.
+Prints one line for each export with its NBD URIs when it is ready; SIGTERM and SIGINT answer what
+was received and end it. Also the measure of what the network part costs without replication.
 
-Exit status: 0 stopped, 2 usage, 8 the file or the address cannot be used, 9 permission.
+Exit status: 0 stopped, 2 usage, 8 a file or an address cannot be used, 9 permission.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import errno
+import json
 import logging
+import os
 import signal
+import socket
+import stat
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
+from nbdserver.activation import inherited_sockets
+from nbdserver.command_line import Served, Settings, parse_arguments
 from nbdserver.errors import ListenError
 from nbdserver.export import ExportInfo
 from nbdserver.file_backend import FileBackend
 from nbdserver.file_service import FileService
-from nbdserver.protocol import NBD_DEFAULT_PORT, STRING_BYTES_MAX
 
-EXIT_CANNOT_SERVE = 8
-EXIT_PERMISSION = 9
+EXIT_CANNOT_SERVE: Final = 8
+EXIT_PERMISSION: Final = 9
 
 
 class CannotServe(Exception):
@@ -37,53 +42,19 @@ class CannotServe(Exception):
         self.exit_status = exit_status
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT, [IPV6]:PORT, :PORT or HOST as (host, port). Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, str(NBD_DEFAULT_PORT)
-    host = host.removeprefix("[").removesuffix("]")
-    if not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{port!r} is not a port")
-    return host, int(port)
-
-
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line. Ends the process with status 2 and a usage line if it makes no sense."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nbdserver", description="Serve a file or block device over NBD."
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="listen on a Unix socket")
-    parser.add_argument(
-        "--listen",
-        type=parse_address,
-        metavar="HOST:PORT",
-        help=f"listen on TCP; port 0 chooses one, the default is {NBD_DEFAULT_PORT}",
-    )
-    parser.add_argument("--read-only", action="store_true")
-    parser.add_argument("--name", default="", help="the export's name; default: the empty name")
-    parser.add_argument("--description", default="")
-    parser.add_argument("--verbose", action="store_true", help="log every client")
-    parsed = parser.parse_args(arguments)
-    if parsed.socket is None and parsed.listen is None:
-        parser.error("say where to listen: --socket PATH, --listen HOST:PORT, or both")
-    for option in ("name", "description"):
-        text = getattr(parsed, option)
-        if len(text.encode(errors="surrogateescape")) > STRING_BYTES_MAX:
-            parser.error(f"--{option} is over {STRING_BYTES_MAX} bytes")
-    return parsed
-
-
-def open_backend(loop: asyncio.AbstractEventLoop, path: Path, *, read_only: bool) -> FileBackend:
+def open_backend(
+    loop: asyncio.AbstractEventLoop, path: Path, *, read_only: bool, block_bytes: int = 1
+) -> FileBackend:
     """The file, opened. Raises CannotServe."""
-    what = f"cannot serve {path}"
-    if path.is_dir():
-        raise CannotServe(
-            what, "it is a directory", "name a file or a block device", EXIT_CANNOT_SERVE
-        )
+    what, other = f"cannot serve {path}", "name a file or a block device"
     try:
-        return FileBackend(loop, path, read_only=read_only)
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CannotServe(what, "it is a directory", other, EXIT_CANNOT_SERVE)
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            # Opening one of those could wait for ever.
+            raise CannotServe(what, "it is neither", other, EXIT_CANNOT_SERVE)
+        return FileBackend(loop, path, read_only=read_only, block_bytes=block_bytes)
     except FileNotFoundError as error:
         raise CannotServe(
             what, "it does not exist", f"create it: truncate -s 1G {path}", EXIT_CANNOT_SERVE
@@ -96,25 +67,42 @@ def open_backend(loop: asyncio.AbstractEventLoop, path: Path, *, read_only: bool
                 "run as a user that may write it, or serve it with --read-only",
                 EXIT_PERMISSION,
             ) from error
+        raise CannotServe(what, error.strerror or str(error), other, EXIT_CANNOT_SERVE) from error
+
+
+def export_of(served: Served, settings: Settings, size_bytes: int) -> ExportInfo:
+    """What clients are told of a file. Raises CannotServe."""
+    sizes = settings.block_sizes
+    try:
+        return ExportInfo(
+            served.name,
+            size_bytes,
+            read_only=served.read_only,
+            can_multi_conn=True,
+            description=settings.description,
+            minimum_block_bytes=sizes.minimum_bytes,
+            preferred_block_bytes=sizes.preferred_bytes,
+            maximum_block_bytes=sizes.maximum_bytes,
+            can_fast_zero=True,
+            contexts=FileBackend.contexts,
+        )
+    except ValueError as error:
         raise CannotServe(
-            what, error.strerror or str(error), "name a file or a block device", EXIT_CANNOT_SERVE
+            f"cannot serve {served.path}", str(error), "change --block-size", EXIT_CANNOT_SERVE
         ) from error
 
 
-def open_listeners(service: FileService, parsed: argparse.Namespace) -> list[str]:
-    """Listen as asked; the NBD URIs. Raises CannotServe."""
-    export = quote(parsed.name, safe="")
-    uris = []
+def open_listeners(service: FileService, settings: Settings) -> list[socket.socket]:
+    """Listen as asked, and on what was inherited. Raises CannotServe."""
+    server = service.server
     try:
-        if parsed.socket is not None:
-            service.server.listen_unix(parsed.socket)
-            path = quote(str(parsed.socket.absolute()))
-            uris.append(f"nbd+unix:///{export}?socket={path}")
-        if parsed.listen is not None:
-            host, port = parsed.listen
-            port = service.server.listen_tcp(host, port)
-            shown = f"[{host}]" if ":" in host else host or "localhost"
-            uris.append(f"nbd://{shown}:{port}/{export}")
+        inherited = inherited_sockets(os.environ)
+        for sock in inherited:
+            server.adopt(sock)
+        for path in settings.sockets:
+            server.listen_unix(path)
+        for host, port in settings.addresses:
+            server.listen_tcp(host, port)
     except ListenError as error:
         raise CannotServe(
             f"cannot listen on {error.address}",
@@ -122,27 +110,61 @@ def open_listeners(service: FileService, parsed: argparse.Namespace) -> list[str
             "stop the other program, or choose another --socket or --listen",
             EXIT_CANNOT_SERVE,
         ) from error
-    return uris
+    if not server.sockets:
+        raise CannotServe(
+            "cannot listen anywhere",
+            "the inherited sockets (LISTEN_FDS) are for another process",
+            "name a --socket or a --listen",
+            EXIT_CANNOT_SERVE,
+        )
+    return list(server.sockets)
 
 
-async def serve(parsed: argparse.Namespace) -> None:
+def uris_of(name: str, sockets: Sequence[socket.socket]) -> list[str]:
+    """By which URIs clients reach the export, one for each listening socket."""
+    export = quote(name, safe="")
+    uris = []
+    for sock in sockets:
+        address = sock.getsockname()
+        if sock.family == socket.AF_UNIX:
+            path = os.path.abspath(os.fsdecode(address))
+            uris.append(f"nbd+unix:///{export}?socket={quote(path)}")
+            continue
+        host, port = address[:2]
+        wildcard = host in ("0.0.0.0", "::")
+        shown = "localhost" if wildcard else f"[{host}]" if ":" in host else host
+        uris.append(f"nbd://{shown}:{port}/{export}")
+    return list(dict.fromkeys(uris))
+
+
+def say(text: str) -> None:
+    """A line for people and scripts that wait for it."""
+    print(f"nbdserver: {text}", file=sys.stderr, flush=True)
+
+
+async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises CannotServe."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    backend = open_backend(loop, parsed.file, read_only=parsed.read_only)
-    export = ExportInfo(
-        parsed.name,
-        backend.size_bytes,
-        read_only=parsed.read_only,
-        can_multi_conn=True,
-        description=parsed.description,
-    )
-    service = FileService(export, backend)
+    exports = []
+    with ExitStack() as undo:
+        for served in settings.files:
+            block_bytes = settings.block_sizes.minimum_bytes
+            backend = open_backend(
+                loop, served.path, read_only=served.read_only, block_bytes=block_bytes
+            )
+            undo.callback(backend.close)
+            exports.append((export_of(served, settings, backend.size_bytes), backend))
+        undo.pop_all()
+    service = FileService(exports, settings.limits)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: say(json.dumps(service.totals())))
     try:
-        uris = open_listeners(service, parsed)
-        print(f"nbdserver: ready {' '.join(uris)} ({export.size_bytes} bytes)", file=sys.stderr)
+        sockets = open_listeners(service, settings)
+        for export, _ in exports:
+            uris = " ".join(uris_of(export.name, sockets))
+            say(f"ready {uris} ({export.size_bytes} bytes)")
         await stop.wait()
     finally:
         await service.drain()
@@ -159,17 +181,19 @@ def loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    if settings is None:
+        return 0
     logging.basicConfig(
-        level=logging.DEBUG if parsed.verbose else logging.WARNING,
+        level=logging.DEBUG if settings.verbose else logging.WARNING,
         format="nbdserver: %(message)s",
     )
     # A client's address and fault are logged by the package; the loop has nothing to add to it.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        loop_runner()(serve(parsed))
+        loop_runner()(serve(settings))
     except CannotServe as error:
-        print(f"nbdserver: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_status
     return 0
 

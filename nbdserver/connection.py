@@ -5,9 +5,9 @@ what was answered meanwhile. Plain reader and writer callbacks of the loop; noth
 no task or future exists, so that it runs the same on asyncio and on uvloop.
 
 Never blocks, never reads more than its limits allow to be in flight, unsent or staged, and never
-lets a fault of its client reach another connection. A reply that comes after the end goes nowhere;
-`on_idle` tells when the last one came, so that whoever must know that no request of this client
-can take effect any more can wait for it.
+lets a fault of its client, or an error of ours met while serving it, reach another connection. A
+reply that comes after the end goes nowhere; `on_idle` tells when the last one came, so that whoever
+must know that no request of this client can take effect any more can wait for it.
 
 Everything here happens on the loop's thread.
 """
@@ -17,38 +17,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
+from typing import Final
 
-from nbdserver.buffers import CHUNK_BYTES, ByteBudget, Chunk, ChunkPool
-from nbdserver.errors import ClientError, ClientStalled, LocalError
+from nbdserver.answering import AnsweringHalf
+from nbdserver.buffers import CHUNK_BYTES, ByteBudget, ChunkPool
+from nbdserver.chunked_replies import ExtendedReplies, StructuredReplies
+from nbdserver.counters import End, TransmissionCounters
+from nbdserver.errors import ClientError, ClientStalled
 from nbdserver.export import Backend, ExportInfo
-from nbdserver.protocol import NBD_CMD_READ, PAYLOAD_BYTES_MAX
-from nbdserver.replies import Data, ReplyQueue
-from nbdserver.transmission import Request, RequestReader, error_reply, success_header
+from nbdserver.extended_headers import ExtendedRequestReader
+from nbdserver.limits import Limits
+from nbdserver.replies import ReplyQueue
+from nbdserver.requests import Request
+from nbdserver.terms import ReplyStyle, Terms
+from nbdserver.transmission import RequestReader
+from nbdserver.watch import ClientWatches, Watch
 
 log = logging.getLogger("nbdserver")
 
-LAST_LOOK_BYTES = 64 << 10  # read and thrown away before closing
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """What one client may have going on before its socket is not read any further."""
-
-    requests_in_flight: int = 128
-    bytes_in_flight: int = 64 << 20  # payloads and data to be read
-    unsent_bytes: int = 16 << 20  # replies that the client does not take
-    buffer_bytes: int = 128 << 20  # receive buffers held by requests or waiting for payload
-    spare_buffer_bytes: int = 4 << 20
-    payload_stall_s: float = 30.0  # without a byte of a payload that holds a large buffer
-
-    def __post_init__(self) -> None:
-        if self.bytes_in_flight < PAYLOAD_BYTES_MAX or self.buffer_bytes < 2 * PAYLOAD_BYTES_MAX:
-            raise ValueError("limits below one request of the largest size")
-        if self.requests_in_flight < 1 or self.unsent_bytes < 1:
-            raise ValueError("limits that would stop every request")
+_READERS: Final[Mapping[ReplyStyle, type[RequestReader]]] = {
+    ReplyStyle.SIMPLE: RequestReader,
+    ReplyStyle.STRUCTURED: RequestReader,
+    ReplyStyle.EXTENDED: ExtendedRequestReader,
+}
+_QUEUES: Final[Mapping[ReplyStyle, type[ReplyQueue]]] = {
+    ReplyStyle.SIMPLE: ReplyQueue,
+    ReplyStyle.STRUCTURED: StructuredReplies,
+    ReplyStyle.EXTENDED: ExtendedReplies,
+}
 
 
 class State(Enum):
@@ -59,44 +57,35 @@ class State(Enum):
     CLOSED = auto()
 
 
-class Connection:
+class Connection(AnsweringHalf):
     """Drives `sock` for `export`; the connection owns the socket and closes it.
 
     `leftover` is what was received beyond the handshake. `on_idle` is called once, when the
-    connection is closed and none of its requests is in flight any more.
+    connection is closed and none of its requests is in flight any more. `tells_holes` says whether
+    a READ may be answered with holes told apart, so that looking for them is worth it.
     """
 
     __slots__ = (
         "_backend",
-        "_budget",
-        "_charged_bytes",
-        "_closed",
+        "_backend_broke",
         "_continue_scheduled",
-        "_descriptor",
+        "_counters",
         "_in_budget_queue",
         "_in_turn",
-        "_leftover",
         "_limits",
-        "_loop",
         "_pool",
-        "_read_bytes_in_flight",
         "_reader",
-        "_reading",
-        "_replies",
-        "_sock",
-        "_stall_timer",
         "_state",
-        "_writing",
-        "bytes_in_flight",
+        "_watches",
         "bytes_read",
         "bytes_received",
         "bytes_written",
-        "errors",
         "export",
+        "limit_waits",
         "on_idle",
         "peer_name",
         "requests",
-        "requests_in_flight",
+        "tells_holes",
     )
 
     def __init__(
@@ -106,37 +95,33 @@ class Connection:
         export: ExportInfo,
         backend: Backend,
         leftover: bytes = b"",
-        limits: ConnectionLimits | None = None,
+        limits: Limits | None = None,
         peer_name: str = "client",
         budget: ByteBudget | None = None,
+        terms: Terms | None = None,
+        counters: TransmissionCounters | None = None,
     ) -> None:
+        terms = terms or Terms()
+        replies = _QUEUES[terms.style]()
+        super().__init__(loop, sock, leftover, replies, budget or ByteBudget())
         self.export = export
         self.peer_name = peer_name
         self.on_idle: Callable[[Connection], None] | None = None
-        self.requests_in_flight = 0
-        self.bytes_in_flight = 0
-        self.requests = self.errors = 0
+        self.tells_holes = terms.style is not ReplyStyle.SIMPLE
+        self.requests = self.limit_waits = 0
         self.bytes_read = self.bytes_written = self.bytes_received = 0
-        self._loop = loop
-        self._sock = sock
-        self._descriptor = sock.fileno()
         self._backend = backend
-        self._limits = limits or ConnectionLimits()
-        self._budget = budget or ByteBudget()
+        self._limits = limits or Limits()
+        self._counters = counters
         self._pool = ChunkPool(
             self._budget, self._limits.buffer_bytes, self._limits.spare_buffer_bytes
         )
-        self._reader = RequestReader(export, self._pool, self)
-        self._leftover = leftover
+        self._reader = _READERS[terms.style](export, self._pool, self, terms)
         self._state = State.OPEN
-        self._closed = False
+        self._backend_broke = False
         self._in_turn = False
-        self._reading = self._writing = False
         self._continue_scheduled = self._in_budget_queue = False
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._replies = ReplyQueue()
-        self._read_bytes_in_flight = 0
-        self._charged_bytes = 0
+        self._watches = self._make_watches()
 
     @property
     def state(self) -> State:
@@ -144,13 +129,30 @@ class Connection:
         return self._state
 
     @property
-    def unsent_bytes(self) -> int:
-        """Replies that the socket has not taken yet."""
-        return self._replies.unsent_bytes
+    def closed(self) -> bool:
+        """Whether its socket is closed; requests may still be in flight."""
+        return self._closed
+
+    @property
+    def may_still_act(self) -> bool:
+        """Whether a request of this client is, or may yet be, at work in the backend."""
+        if self._state is State.OPEN:
+            return True
+        unparsed = bool(self._leftover) or self._reader.stopped_early
+        return self.requests_in_flight > 0 or (not self._closed and unparsed)
+
+    @property
+    def client_has_left(self) -> bool:
+        """Whether the client said or shows that it sends nothing more, read or not yet read."""
+        return self._state is not State.OPEN or self._peer_is_gone()
 
     def start(self) -> None:
         """Begin to serve."""
+        if self._closed:
+            return
         self._sock.setblocking(False)
+        if self._limits.idle_s:
+            self._watches.idle.start()
         if self._leftover:
             self._schedule_continue()
         else:
@@ -165,50 +167,26 @@ class Connection:
 
     def abandon(self, reason: str = "abandoned") -> None:
         """Close now and answer nothing: the client sees silence and a closed connection."""
-        self._close(reason)
+        self._close(reason, End.ABANDONED)
 
-    # What a backend calls.
+    def fail(self, bug: Exception, requests: Sequence[Request] = ()) -> None:
+        """An error of ours, met by this client: it is closed without an answer, and it is loud.
 
-    def reply(
-        self,
-        request: Request,
-        error: int = 0,
-        data: Data | Sequence[Data] | None = None,
-        hold: Chunk | None = None,
-    ) -> None:
-        """Queue the one answer to `request` and give up its hold on its chunk.
-
-        `error` is a Linux errno. `data` is what a READ asked for, `request.length` bytes in one
-        piece or several; it must stay unchanged until it is sent. If it lies in a chunk, `hold`
-        is released then. Raises LocalError for an answered request or data of another length.
+        `requests`, none of them answered, are counted as done.
         """
-        if request.connection is not self:
-            raise LocalError("a request was answered twice, or on another connection")
-        is_read = request.command == NBD_CMD_READ
-        if is_read and not error and not self._closed:
-            self._replies.add_data(request.cookie, data, request.length, hold)
-        else:
-            if error:
-                self.errors += 1
-            if hold is not None:
-                hold.release()
-            if not self._closed:
-                cookie = request.cookie
-                self._replies.add(error_reply(error, cookie) if error else success_header(cookie))
-        request.connection = None
-        self.requests_in_flight -= 1
-        chunk = request.chunk
-        if chunk is not None:
-            self.bytes_in_flight -= request.length
-            chunk.release()
-        elif is_read:
-            self.bytes_in_flight -= request.length
-            self._read_bytes_in_flight -= request.length
-        if self._closed and not self.requests_in_flight:
-            self._idle()
+        log.error("%s: closed by an error of this server", self.peer_name, exc_info=bug)
+        self._close(f"an error of this server: {bug}", End.BUG)
+        for request in requests:
+            self._done(request)
 
     def send_replies(self) -> None:
         """Send what was queued; to be called once after a batch of replies."""
+        try:
+            self._send_replies()
+        except Exception as bug:  # ours; it ends this client and no other
+            self._guard(bug)
+
+    def _send_replies(self) -> None:
         if self._closed:
             return
         if self._replies.pieces and not self._writing:
@@ -224,25 +202,32 @@ class Connection:
 
     def _on_readable(self) -> None:
         """One turn: the loop's callback."""
+        try:
+            self._receive()
+        except Exception as bug:  # ours; it ends this client and no other
+            self._guard(bug)
+
+    def _guard(self, bug: Exception) -> None:
+        """To be called where an exception was caught. One of the backend's is its owner's."""
+        if self._backend_broke:
+            raise bug
+        self.fail(bug)
+
+    def _receive(self) -> None:
         room = self._reader.room()
         if room is None:
             self._wait_for_buffer()
             return
-        if self._leftover:
-            count = min(len(self._leftover), len(room))
-            room[:count] = self._leftover[:count]
-            self._leftover = self._leftover[count:]
-        else:
-            try:
-                count = self._sock.recv_into(room)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._close(f"receiving failed: {error.strerror}")
-                return
-            if not count:
-                self._end_of_stream()
-                return
+        try:
+            count = self._receive_into(room)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._close(f"receiving failed: {error.strerror}", End.HUNG_UP)
+            return
+        if not count:
+            self._end_of_stream()
+            return
         self.bytes_received += count
         self._reader.received(count)
         self._turn()
@@ -255,8 +240,8 @@ class Connection:
             read_room = CHUNK_BYTES
         try:
             requests = reader.take_requests(
-                limits.requests_in_flight - self.requests_in_flight,
-                limits.bytes_in_flight - self.bytes_in_flight,
+                limits.in_flight_requests - self.requests_in_flight,
+                limits.in_flight_bytes - self.bytes_in_flight,
                 read_room,
             )
         except ClientError as error:
@@ -265,11 +250,7 @@ class Connection:
         refusals = reader.refusals
         progressed = bool(requests or refusals)
         if refusals:
-            self._replies.add_all(refusals)
-            self.requests += len(refusals)
-            self.errors += reader.refused
-            reader.refused = 0
-            refusals.clear()
+            self._answer_refused()
         if requests:
             self._submit(requests)
         if self._replies.pieces and not self._writing:
@@ -283,6 +264,17 @@ class Connection:
             self._arrange(progressed)
         if self._state is State.FINISHING:
             self._close_if_finished()
+
+    def _answer_refused(self) -> None:
+        refusals, replies = self._reader.refusals, self._replies
+        self.requests += len(refusals)
+        for request, fault in refusals:
+            if fault.error:
+                self.errors += 1
+                replies.add_error(request, fault.error, fault.text, fault.offset)
+            else:
+                replies.add_success(request)
+        refusals.clear()
 
     def _submit(self, requests: list[Request]) -> None:
         reader = self._reader
@@ -301,7 +293,8 @@ class Connection:
         except BaseException:
             # A bug in the backend: nobody can say which requests it took. This client is left
             # without an answer, so that it re-sends elsewhere; the error goes on to the loop.
-            self._close("the backend failed")
+            self._backend_broke = True
+            self._close("the backend failed", End.BUG)
             raise
         finally:
             self._in_turn = False
@@ -312,13 +305,14 @@ class Connection:
             return
         reader, limits = self._reader, self._limits
         blocked = (
-            self.requests_in_flight >= limits.requests_in_flight
-            or self.bytes_in_flight >= limits.bytes_in_flight
+            self.requests_in_flight >= limits.in_flight_requests
+            or self.bytes_in_flight >= limits.in_flight_bytes
             or self._replies.unsent_bytes > limits.unsent_bytes
         )
         if reader.stopped_early or blocked or self._leftover:
             self._read_off()
             if blocked:
+                self.limit_waits += 1
                 return
             if progressed or (self._leftover and not reader.stopped_early):
                 self._schedule_continue()
@@ -327,8 +321,8 @@ class Connection:
         elif self._state is State.OPEN:
             if not self._reading:
                 self._read_on()
-            if self._stall_timer is None and reader.waits_for_large_payload:
-                self._watch_for_stall()
+            if reader.waits_for_large_payload:
+                self._watches.payload.start()
 
     def _schedule_continue(self) -> None:
         if not self._continue_scheduled and not self._closed:
@@ -336,7 +330,13 @@ class Connection:
             self._loop.call_soon(self._continue)
 
     def _continue(self) -> None:
-        """Go on where limits stopped the last turn."""
+        """Go on where limits stopped the last turn: the loop's callback."""
+        try:
+            self._go_on()
+        except Exception as bug:  # ours; it ends this client and no other
+            self._guard(bug)
+
+    def _go_on(self) -> None:
         self._continue_scheduled = False
         if self._closed:
             return
@@ -344,7 +344,7 @@ class Connection:
         if self._reader.stopped_early:
             self._turn()
         elif self._leftover:
-            self._on_readable()
+            self._receive()
         else:
             self._arrange(progressed=True)
 
@@ -363,67 +363,61 @@ class Connection:
         self._in_budget_queue = False
         self._schedule_continue()
 
-    def _watch_for_stall(self) -> None:
-        """A payload that holds a large buffer must keep coming while it is asked for."""
-        self._stall_timer = self._loop.call_later(
-            self._limits.payload_stall_s, self._check_stall, self.bytes_received
+    # What the client must go on with.
+
+    def _make_watches(self) -> ClientWatches:
+        loop, limits = self._loop, self._limits
+
+        def stalled(what: str, period_s: float) -> Callable[[], None]:
+            return lambda: self._drop(ClientStalled(f"{what} for {period_s:g} s"), End.STALLED)
+
+        payload_s, reply_s = limits.payload_stall_s, limits.reply_stall_s
+        no_payload = stalled("no byte of an announced payload", payload_s)
+        none_taken = stalled("took none of its replies", reply_s)
+        return ClientWatches(
+            Watch(loop, payload_s, self._payload_progress, no_payload),
+            Watch(loop, reply_s, self._reply_progress, none_taken),
+            Watch(loop, limits.idle_s, self._progress, lambda: self._close("idle", End.IDLE)),
         )
 
-    def _check_stall(self, mark: int) -> None:
-        self._stall_timer = None
+    def _payload_progress(self) -> object | None:
         if not self._reader.waits_for_large_payload:
-            return
-        if self._reading and self.bytes_received == mark:
-            seconds = self._limits.payload_stall_s
-            self._drop(ClientStalled(f"no byte of an announced payload for {seconds:g} s"))
-        else:
-            self._watch_for_stall()
+            return None
+        # It can only send while it is asked to.
+        return self.bytes_received if self._reading else object()
 
-    def _read_on(self) -> None:
-        self._reading = True
-        self._loop.add_reader(self._descriptor, self._on_readable)
+    def _reply_progress(self) -> object | None:
+        if not self._replies.pieces:
+            return None
+        # It may take its time for as long as nobody waits for the bytes that it holds.
+        return self._replies.sent_bytes if self._budget.contended else object()
 
-    def _read_off(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._descriptor)
+    def _progress(self) -> object:
+        busy = self.requests_in_flight or self._replies.pieces
+        return object() if busy else self.bytes_received
 
     # Sending.
 
     def _send(self) -> None:
-        """Send until done or the socket is full; then the loop calls again."""
-        replies = self._replies
         try:
-            replies.send_to(self._sock)
+            if self._send_queued():
+                self._watches.replies.start()
         except OSError as error:
-            self._close(f"sending failed: {error.strerror}")
+            self._close(f"sending failed: {error.strerror}", End.HUNG_UP)
             return
-        if replies.pieces:
-            if not self._writing:
-                self._writing = True
-                self._loop.add_writer(self._descriptor, self._on_writable)
-        elif self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._descriptor)
-        if self._charged_bytes or replies.pieces:
+        if self._charged_bytes or self._replies.pieces:
             self._recharge()
 
     def _on_writable(self) -> None:
-        self._send()
-        if not self._reading:
-            self._arrange(progressed=True)
-        if self._state is State.FINISHING:
-            self._close_if_finished()
-
-    def _recharge(self) -> None:
-        """Tell the shared budget what this client's reads and unsent replies hold now."""
-        held = self._read_bytes_in_flight + self._replies.unsent_bytes
-        change = held - self._charged_bytes
-        self._charged_bytes = held
-        if change > 0:
-            self._budget.force(change)
-        elif change:
-            self._budget.give(-change)
+        """The socket takes more: the loop's callback."""
+        try:
+            self._send()
+            if not self._reading:
+                self._arrange(progressed=True)
+            if self._state is State.FINISHING:
+                self._close_if_finished()
+        except Exception as bug:  # ours; it ends this client and no other
+            self._guard(bug)
 
     # The end.
 
@@ -443,38 +437,27 @@ class Connection:
             or self._reader.stopped_early
         ):
             return
-        try:
-            # The replies must not be lost to the reset that closing with unread bytes causes.
-            self._sock.shutdown(socket.SHUT_WR)
-            self._sock.recv(LAST_LOOK_BYTES)
-        except OSError:
-            pass  # The client is gone already, or has sent nothing more.
-        self._close("finished")
+        self._shut_down()
+        self._close("finished", End.FINISHED)
 
-    def _drop(self, error: ClientError) -> None:
+    def _drop(self, error: ClientError, end: End = End.VIOLATION) -> None:
         log.warning("%s: dropped: %s", self.peer_name, error)
-        self._close(str(error))
+        self._close(str(error), end)
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str, end: End) -> None:
         if self._closed:
             return
         self._closed = True
         self._state = State.CLOSED
-        self._read_off()
-        if self._writing:
-            self._loop.remove_writer(self._descriptor)
-            self._writing = False
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-        self._sock.close()
-        self._leftover = b""
-        self._replies.discard()
+        self._watches.stop()
+        self._close_socket()
         self._reader.close()
         self._pool.close()
         self._budget.give(self._charged_bytes)
         self._charged_bytes = 0
         log.debug("%s: closed: %s", self.peer_name, reason)
+        if self._counters is not None:
+            self._counters.ended(self, end)
         self._backend.disconnected(self)
         if not self.requests_in_flight:
             self._idle()

@@ -1,121 +1,100 @@
 """Serves a plain file or a block device.
 
 Small work on the page cache happens on the loop's thread, where a system call of two microseconds
-costs less than any hand-over. What may block goes to a few threads: reads that the cache cannot
-answer, large requests, zeroing and every fdatasync. Adjacent writes of one turn become one pwritev.
+costs less than any hand-over. What may block goes to threads (`file_threads.py`). Adjacent writes
+of one turn become one pwritev.
 
 Ordering: a WRITE is answered after its bytes are in the page cache, so every later READ sees them
 and every later fdatasync covers them, on whichever connection. Requests in flight together have no
-order, as the protocol allows. One fdatasync at a time runs; those who ask meanwhile share the next
-one, which starts after they asked. After a failed fdatasync the kernel may have dropped what it
-could not write, so from then on every FLUSH, FUA and write is refused.
+order, as the protocol allows, except with a zeroing: what touches its range waits until it is done,
+and then goes on in the order in which it came.
+One fdatasync at a time runs; those who ask meanwhile share the next one, which starts after they
+asked. After a failed one every FLUSH, FUA and write is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import stat
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from nbdserver.allocation import cut
 from nbdserver.buffers import ByteBudget, Chunk, ChunkPool
+from nbdserver.contexts import BASE_ALLOCATION
+from nbdserver.file_threads import FileThreads, Outcome
+from nbdserver.file_work import FileWork
+from nbdserver.overlaps import Overlaps
 from nbdserver.protocol import (
+    NBD_CMD_BLOCK_STATUS,
+    NBD_CMD_CACHE,
     NBD_CMD_FLAG_FUA,
-    NBD_CMD_FLAG_NO_HOLE,
     NBD_CMD_FLUSH,
     NBD_CMD_READ,
     NBD_CMD_TRIM,
     NBD_CMD_WRITE,
-    NBD_EIO,
-    NBD_ENOSPC,
+    NBD_CMD_WRITE_ZEROES,
 )
-from nbdserver.zeroing import DEVICE_GRANULARITY_BYTES, zero_range
+from nbdserver.requests import StatusRequest
 
 if TYPE_CHECKING:
     from nbdserver.connection import Connection
-    from nbdserver.transmission import Request
+    from nbdserver.requests import Request
 
-log = logging.getLogger("nbdserver")
-
-INLINE_REQUEST_BYTES_MAX = 1 << 20
-INLINE_TURN_BYTES_MAX = 4 << 20
+INLINE_REQUEST_BYTES_MAX: Final = 1 << 20
+INLINE_TURN_BYTES_MAX: Final = 4 << 20
 # Reads from here on use a warm buffer of a pool; below, a fresh bytearray costs less.
-POOLED_READ_BYTES_MIN = 64 << 10
-POOLED_READ_BYTES_MAX = 256 << 20
-SPARE_READ_BYTES_MAX = 16 << 20
-THREADS = 4
+POOLED_READ_BYTES_MIN: Final = 64 << 10
+POOLED_READ_BYTES_MAX: Final = 256 << 20
+SPARE_READ_BYTES_MAX: Final = 16 << 20
 
-_NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_WRITING: Final = frozenset((NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES))
 
 
 class FileBackend:
     """A `Backend` over one file, shared by all its connections. Raises OSError if it cannot open.
 
-    `size_bytes` is the file's size now; it must not change while it is served.
+    `size_bytes` is the file's size now, cut to whole blocks of `block_bytes`; it must not change
+    while the file is served. `contexts` are the metadata contexts that can be answered.
     """
 
+    contexts: Final = (BASE_ALLOCATION,)
+
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, path: Path, *, read_only: bool = False
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: Path,
+        *,
+        read_only: bool = False,
+        block_bytes: int = 1,
     ) -> None:
-        self._loop = loop
-        self._path = path
         access = os.O_RDONLY if read_only else os.O_RDWR
         self._descriptor = os.open(path, access | os.O_CLOEXEC)
-        is_device = stat.S_ISBLK(os.fstat(self._descriptor).st_mode)
-        self._granularity_bytes = DEVICE_GRANULARITY_BYTES if is_device else 1
-        self.size_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
+        device = stat.S_ISBLK(os.fstat(self._descriptor).st_mode)
+        found_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
+        self.size_bytes = found_bytes - found_bytes % block_bytes
         self._read_flags = os.RWF_NOWAIT
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="nbdserver-file")
-        self._finished: deque[tuple[Request, int, memoryview | None, Chunk | None]] = deque()
+        self._work = FileWork(self._descriptor, path, self.size_bytes, block_bytes, device=device)
+        self._threads = FileThreads(loop, self._deliver)
+        self._overlaps = Overlaps()
         self._sync_waiting: list[Request] = []
         self._syncing: list[Request] = []
-        self._sync_failed = False
-        self._errors_logged: set[tuple[str, int]] = set()
         self._read_pool = ChunkPool(
             ByteBudget(POOLED_READ_BYTES_MAX), POOLED_READ_BYTES_MAX, SPARE_READ_BYTES_MAX
         )
 
     def close(self) -> None:
         """Wait for the threads and close the file. No connection may be using it any more."""
-        self._threads.shutdown(wait=True)
+        self._threads.close()
         os.close(self._descriptor)
 
     def submit(self, connection: Connection, requests: Sequence[Request]) -> None:
         """Carry out one turn's requests; see `export.Backend`."""
-        run: list[Request] = []
-        run_end = -1
-        inline_bytes_left = INLINE_TURN_BYTES_MAX
-        for request in requests:
-            command, length = request.command, request.length
-            inline = length <= INLINE_REQUEST_BYTES_MAX and length <= inline_bytes_left
-            if command == NBD_CMD_WRITE:
-                if not inline or self._sync_failed:
-                    self._in_thread(self._write_alone, request)
-                    continue
-                inline_bytes_left -= length
-                if request.offset != run_end:
-                    if run:
-                        self._write_run(run)
-                    run = []
-                run.append(request)
-                run_end = request.offset + length
-            elif command == NBD_CMD_READ:
-                self._read(request, inline)
-                inline_bytes_left -= length if inline else 0
-            elif command == NBD_CMD_FLUSH:
-                self._sync_waiting.append(request)
-            else:
-                self._in_thread(self._zero, request)
-        if run:
-            self._write_run(run)
-        if self._sync_waiting and not self._syncing:
-            self._start_sync()
+        self._carry_out(requests)
         connection.send_replies()
 
     def disconnected(self, connection: Connection) -> None:
@@ -123,8 +102,74 @@ class FileBackend:
 
     # On the loop's thread.
 
+    def _carry_out(self, requests: Sequence[Request]) -> None:
+        run: list[Request] = []
+        run_end = -1
+        inline_bytes_left = INLINE_TURN_BYTES_MAX
+        overlaps = self._overlaps
+        for request in requests:
+            if overlaps.busy and overlaps.must_wait(request):
+                continue
+            command, length, connection = request.command, request.length, request.connection
+            try:
+                if command == NBD_CMD_WRITE:
+                    if (
+                        length > INLINE_REQUEST_BYTES_MAX
+                        or length > inline_bytes_left
+                        or self._work.sync_failed
+                    ):
+                        self._threads.run(request, partial(self._work.write, request))
+                        continue
+                    inline_bytes_left -= length
+                    if request.offset != run_end:
+                        if run:
+                            self._write_run(run)
+                        run = []
+                    run.append(request)
+                    run_end = request.offset + length
+                elif command == NBD_CMD_READ:
+                    inline = length <= INLINE_REQUEST_BYTES_MAX and length <= inline_bytes_left
+                    inline_bytes_left -= length if inline else 0
+                    if run and request.offset < run_end and run[0].offset < request.offset + length:
+                        self._write_run(run)
+                        run, run_end = [], -1
+                    self._read(request, inline)
+                elif command == NBD_CMD_FLUSH:
+                    self._sync_waiting.append(request)
+                else:
+                    # A zeroing must not begin before a write that came before it.
+                    if run:
+                        self._write_run(run)
+                    run, run_end = [], -1
+                    self._begin_other(request)
+            except Exception as bug:  # ours; it ends this client and no other
+                _fail(connection, request, bug)
+        if run:
+            self._write_run(run)
+        if self._sync_waiting and not self._syncing:
+            self._start_sync()
+
+    def _begin_other(self, request: Request) -> None:
+        command = request.command
+        if command in (NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES):
+            self._overlaps.begin(request)
+            self._work.allocation.forget()
+            zeroing, step = self._work.zeroing(request)
+            self._threads.run_steps(request, step, lambda: self._zeroed(request, zeroing.position))
+        elif command == NBD_CMD_CACHE:
+            self._threads.run(request, partial(self._work.cache, request))
+        else:
+            assert command == NBD_CMD_BLOCK_STATUS and isinstance(request, StatusRequest)
+            if self._work.allocation.is_known_data(request.offset, request.length):
+                data = ((request.length, 0),)
+                statuses = dict.fromkeys(request.contexts, data)
+                request.connection.reply_status(request, statuses)  # type: ignore[union-attr]
+            else:
+                self._threads.run(request, partial(self._work.status, request))
+
     def _write_run(self, run: list[Request]) -> None:
         """Write requests that follow each other without a gap, and answer them."""
+        failure = None
         try:
             if len(run) == 1:
                 payload = run[0].payload
@@ -135,13 +180,16 @@ class FileBackend:
             else:
                 self._write_many(run)
         except OSError as error:
-            self._answer_all(run, self._wire_error("write", error))
-            return
+            failure = self._work.failed("write", error)
         for request in run:
-            if request.flags & NBD_CMD_FLAG_FUA:
+            connection = request.connection
+            assert connection is not None
+            if failure is not None:
+                connection.reply(request, failure.error, text=failure.text)
+            elif request.flags & NBD_CMD_FLAG_FUA:
                 self._sync_waiting.append(request)
             else:
-                request.connection.reply(request)  # type: ignore[union-attr]
+                connection.reply(request)
 
     def _write_many(self, run: list[Request]) -> None:
         payloads = [request.payload for request in run if request.payload is not None]
@@ -155,16 +203,29 @@ class FileBackend:
             offset += len(payload)
 
     def _read(self, request: Request, inline: bool) -> None:
-        length = request.length
+        connection, offset, length = request.connection, request.offset, request.length
+        assert connection is not None
+        parts = None
+        if connection.tells_holes:
+            parts = self._work.allocation.holes_now(offset, length)
+            if parts is not None and len(parts) == 1:
+                connection.reply_sparse(request, [length])
+                return
         hold: Chunk | None = None
         if length >= POOLED_READ_BYTES_MIN and (hold := self._read_pool.take(length)):
             data = hold.view[:length]
         else:
             data = memoryview(bytearray(length))
-        if inline and self._read_cached(data, request.offset):
-            request.connection.reply(request, 0, data, hold)  # type: ignore[union-attr]
+        if inline and self._read_cached(data, offset):
+            if parts is None:
+                connection.reply(request, 0, data, hold)
+            else:
+                connection.reply_sparse(request, cut(data, parts), hold)
+        elif parts is None:
+            self._threads.run(request, partial(self._work.read, request, data, hold))
         else:
-            self._in_thread(self._read_all, request, data, hold)
+            work = partial(self._work.read_parts, request, parts, data, hold)
+            self._threads.run(request, work)
 
     def _read_cached(self, data: memoryview, offset: int) -> bool:
         """True if all of it was to be had without waiting for the disk."""
@@ -181,123 +242,68 @@ class FileBackend:
 
     def _start_sync(self) -> None:
         self._syncing, self._sync_waiting = self._sync_waiting, []
-        self._threads.submit(self._sync).add_done_callback(self._report_bug)
+        self._threads.sync(self._work.sync, self._after_sync)
 
-    def _after_sync(self, error: int) -> None:
-        self._sync_failed = self._sync_failed or error != 0
+    def _after_sync(self, outcome: Outcome) -> None:
         answered, self._syncing = self._syncing, []
-        self._answer_all(answered, error)
+        self._answer([(request, outcome) for request in answered])
         if self._sync_waiting:
             self._start_sync()
 
-    def _answer_all(self, requests: Sequence[Request], error: int) -> None:
+    def _zeroed(self, request: Request, position: int) -> None:
+        """A zeroing goes on from `position`: what lies before waits no longer."""
+        self._release(self._overlaps.advance(request, position))
+
+    def _deliver(self, batch: Sequence[tuple[Request, Outcome]]) -> None:
+        """Answer what the threads have done, and go on with whoever waited for it."""
+        answers = []
+        released: Sequence[Request] = ()
+        for request, outcome in batch:
+            if request.command in (NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES):
+                self._work.allocation.forget()
+                released = released or self._overlaps.end(request)
+            done = outcome.error or outcome.bug is not None
+            if not done and request.flags & NBD_CMD_FLAG_FUA and request.command in _WRITING:
+                self._sync_waiting.append(request)
+            else:
+                answers.append((request, outcome))
+        self._answer(answers)
+        self._release(released)
+
+    def _release(self, requests: Sequence[Request]) -> None:
+        """Carry out requests that were held, and whatever waits for a sync by now."""
+        connections = {request.connection for request in requests}
+        self._carry_out(requests)
+        for connection in connections:
+            assert connection is not None
+            connection.send_replies()
+
+    def _answer(self, answers: Sequence[tuple[Request, Outcome]]) -> None:
         """Answer requests of any connections, and send."""
         connections = set()
-        for request in requests:
+        for request, outcome in answers:
             connection = request.connection
             assert connection is not None
-            connection.reply(request, error)
             connections.add(connection)
+            if outcome.bug is not None:
+                connection.fail(outcome.bug, [request])
+            elif outcome.error:
+                hold, text, at = outcome.hold, outcome.text, outcome.at
+                connection.reply(request, outcome.error, hold=hold, text=text, at=at)
+            elif outcome.parts is not None:
+                connection.reply_sparse(request, outcome.parts, outcome.hold)
+            elif outcome.statuses is not None:
+                connection.reply_status(request, outcome.statuses)
+            else:
+                connection.reply(request, 0, outcome.data, outcome.hold)
         for connection in connections:
             connection.send_replies()
 
-    def _answer_finished(self) -> None:
-        """Answer what the threads have done since the last time."""
-        connections = set()
-        while self._finished:
-            request, error, data, hold = self._finished.popleft()
-            connection = request.connection
-            assert connection is not None
-            if not error and data is None and request.flags & NBD_CMD_FLAG_FUA:
-                self._sync_waiting.append(request)
-                continue
-            connection.reply(request, error, data, hold)
-            connections.add(connection)
-        if self._sync_waiting and not self._syncing:
-            self._start_sync()
-        for connection in connections:
-            connection.send_replies()
 
-    def _in_thread(
-        self,
-        work: Callable[[Request, memoryview | None], None],
-        request: Request,
-        data: memoryview | None = None,
-        hold: Chunk | None = None,
-    ) -> None:
-        future = self._threads.submit(self._carry_out, work, request, data, hold)
-        future.add_done_callback(self._report_bug)
-
-    # In a thread.
-
-    def _carry_out(
-        self,
-        work: Callable[[Request, memoryview | None], None],
-        request: Request,
-        data: memoryview | None,
-        hold: Chunk | None,
-    ) -> None:
-        try:
-            work(request, data)
-            error = 0
-        except OSError as failure:
-            error = self._wire_error(work.__name__.strip("_"), failure)
-        self._finished.append((request, error, data, hold))
-        self._loop.call_soon_threadsafe(self._answer_finished)
-
-    def _write_alone(self, request: Request, data: memoryview | None) -> None:
-        self._refuse_after_failed_sync()
-        assert request.payload is not None
-        _write_all(self._descriptor, request.payload, request.offset)
-
-    def _read_all(self, request: Request, data: memoryview | None) -> None:
-        assert data is not None
-        position = 0
-        while position < len(data):
-            count = os.preadv(self._descriptor, (data[position:],), request.offset + position)
-            if not count:
-                raise OSError(errno.EIO, "the file is shorter than when it was opened")
-            position += count
-
-    def _zero(self, request: Request, data: memoryview | None) -> None:
-        self._refuse_after_failed_sync()
-        zero_range(
-            self._descriptor,
-            request.offset,
-            request.length,
-            may_punch=request.command == NBD_CMD_TRIM or not request.flags & NBD_CMD_FLAG_NO_HOLE,
-            granularity_bytes=self._granularity_bytes,
-        )
-
-    def _sync(self) -> None:
-        error = 0
-        try:
-            self._refuse_after_failed_sync()
-            os.fdatasync(self._descriptor)
-        except OSError as failure:
-            error = self._wire_error("fdatasync", failure)
-        self._loop.call_soon_threadsafe(self._after_sync, error)
-
-    def _refuse_after_failed_sync(self) -> None:
-        if self._sync_failed:
-            raise OSError(errno.EIO, "an earlier fdatasync failed, so written data may be lost")
-
-    # In either.
-
-    def _wire_error(self, operation: str, error: OSError) -> int:
-        """The error number for the client; the first of its kind is logged."""
-        number = error.errno or errno.EIO
-        if (operation, number) not in self._errors_logged:
-            self._errors_logged.add((operation, number))
-            log.error("%s: %s failed: %s", self._path, operation, error.strerror)
-        return NBD_ENOSPC if number in _NO_SPACE else NBD_EIO
-
-    def _report_bug(self, future: Future[None]) -> None:
-        """Whatever a thread raised beyond OSError is our bug, and is shown as the loop's are."""
-        error = future.exception()
-        if error is not None:
-            context = {"message": "file thread failed", "exception": error}
-            self._loop.call_soon_threadsafe(self._loop.call_exception_handler, context)
+def _fail(connection: Connection | None, request: Request, bug: Exception) -> None:
+    """End the client whose request met an error of ours."""
+    assert connection is not None
+    connection.fail(bug, [request] if request.connection is connection else ())
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

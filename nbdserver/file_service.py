@@ -1,88 +1,137 @@
-"""One file as the only export of a server: who may connect, who is connected, how it ends.
+"""Files as the exports of a server: who may connect, who is connected, how it ends.
 
-Joins `Server`, `Connection` and `FileBackend`. A new client is agreed with only after the last
-request of every connection that ended without its answers is finished, so that nothing of an old
-connection can overwrite what the same client sends again on a new one.
+Joins `Server`, `Connection` and one `FileBackend` for each export. GO is answered only after the
+last request of every client that left is finished, so that nothing of an abandoned connection can
+overwrite what the same client sends again on a new one (`succession.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from nbdserver.buffers import ByteBudget
-from nbdserver.connection import Connection, State
+from nbdserver.connection import Connection
+from nbdserver.counters import TransmissionCounters
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.file_backend import FileBackend
-from nbdserver.protocol import Reply
-from nbdserver.server import Server, ServerLimits
+from nbdserver.handshake import Agreed
+from nbdserver.limits import Limits
+from nbdserver.protocol import Option, Reply
+from nbdserver.server import Server
+from nbdserver.succession import Succession
 
-DRAIN_S = 10.0  # for clients to take their last replies
+DRAIN_S: Final = 10.0  # for clients to take their last replies
+
+
+class _Exported:
+    """One export, its file, and its clients."""
+
+    def __init__(self, export: ExportInfo, backend: FileBackend, succession: Succession) -> None:
+        self.export = export
+        self.backend = backend
+        self.succession = succession
 
 
 class FileService:
-    """Serves `export` from `backend`; `server` is the front to add listeners to."""
+    """Serves files; `server` is the front to add listeners to. Raises ValueError for equal names.
+
+    A client that names no export gets the only one there is.
+    """
 
     def __init__(
-        self, export: ExportInfo, backend: FileBackend, limits: ServerLimits | None = None
+        self,
+        exports: Sequence[tuple[ExportInfo, FileBackend]],
+        limits: Limits | None = None,
     ) -> None:
-        self.server = Server(self, self._begin, limits)
-        self.connections: set[Connection] = set()
-        self._export = export
-        self._backend = backend
-        self._budget = ByteBudget()
+        self._limits = limits or Limits()
+        self.server = Server(self, self._begin, self._limits)
+        self.counters = TransmissionCounters()
+        self._budget = ByteBudget(self._limits.total_bytes)
         self._changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._exports: dict[str, _Exported] = {}
+        for export, backend in exports:
+            if export.name in self._exports:
+                raise ValueError(f"two exports are called {export.name!r}")
+            succession = Succession(loop, self._limits.leave_s, self._ended)
+            self._exports[export.name] = _Exported(export, backend, succession)
 
-    async def find(self, name: str) -> ExportInfo | Refusal:
-        """The export, for its own name and for the empty one."""
-        if name not in ("", self._export.name):
-            return Refusal(
-                Reply.ERR_UNKNOWN,
-                f"no such export; the only one here is {self._export.name!a}",
-            )
-        await self._wait_until(
-            lambda: all(each.state is not State.CLOSED for each in self.connections)
-        )
-        return self._export
+    @property
+    def connections(self) -> set[Connection]:
+        """Everybody connected, and everybody whose last request is not finished."""
+        each = (exported.succession.connections for exported in self._exports.values())
+        return set().union(*each)
+
+    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
+        """The export, once nobody who left it can act any more if the client is to begin."""
+        exported = self._exports.get(name)
+        if exported is None and not name and len(self._exports) == 1:
+            (exported,) = self._exports.values()
+        if exported is None:
+            names = ", ".join(ascii(each) for each in self._exports)
+            return Refusal(Reply.ERR_UNKNOWN, f"no export {name!a} is here; there are: {names}")
+        if option in (Option.GO, Option.EXPORT_NAME):
+            await exported.succession.clear()
+        return exported.export
 
     async def list(self) -> Sequence[tuple[str, str]]:
-        """The one export."""
-        return [(self._export.name, self._export.description)]
+        """All exports."""
+        exports = [exported.export for exported in self._exports.values()]
+        return [(export.name, export.description) for export in exports]
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """What happened since the start: counters and the present numbers of clients."""
+        server = self.server
+        return {
+            "handshakes": dataclasses.asdict(server.counters),
+            "transmission": dataclasses.asdict(self.counters.with_living(self._living())),
+            "now": {
+                "clients": server.clients,
+                "handshakes": server.handshakes,
+                "held": server.held,
+                "bytes_held": self._budget.used_bytes,
+            },
+        }
 
     async def drain(self) -> None:
-        """Take no more clients, answer what was received, close everything and the file."""
+        """Take no more clients, answer what was received, close everything and the files."""
         await self.server.stop()
-        for connection in list(self.connections):
+        for connection in self.connections:
             connection.finish()
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self._wait_until(lambda: not self.connections)
         except TimeoutError:
-            for connection in list(self.connections):
+            for connection in self.connections:
                 connection.abandon("it did not take its last replies")
             await self._wait_until(lambda: not self.connections)
-        self._backend.close()
+        for exported in self._exports.values():
+            exported.backend.close()
 
-    def _begin(
-        self, sock: socket.socket, export: ExportInfo, leftover: bytes, peer_name: str
-    ) -> None:
-        loop = asyncio.get_running_loop()
+    def _living(self) -> Iterable[Connection]:
+        return (each for each in self.connections if not each.closed)
+
+    def _begin(self, sock: socket.socket, agreed: Agreed, peer_name: str) -> None:
+        exported = self._exports[agreed.export.name]
         connection = Connection(
-            loop,
+            asyncio.get_running_loop(),
             sock,
-            export,
-            self._backend,
-            leftover,
-            peer_name=peer_name,
-            budget=self._budget,
+            agreed.export,
+            exported.backend,
+            agreed.leftover,
+            self._limits,
+            peer_name,
+            self._budget,
+            agreed.terms,
+            self.counters,
         )
-        connection.on_idle = self._ended
-        self.connections.add(connection)
-        connection.start()
+        exported.succession.begin(connection)
 
     def _ended(self, connection: Connection) -> None:
-        self.connections.discard(connection)
         self.server.client_gone()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

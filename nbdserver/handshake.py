@@ -1,7 +1,7 @@
 """Fixed-newstyle option haggling, sans-IO: bytes in, bytes and events out.
 
 Owns everything between `accept` and the first request, for one client. It never touches a
-socket or a clock: the driver keeps the deadline of `HandshakeLimits` and decides about exports.
+socket or a clock: the driver keeps the deadline of `Limits` and decides about exports.
 A client is answered one option at a time; while the driver owes an answer (an export may be held
 until it may be served) later bytes are only collected, up to a bound.
 
@@ -12,10 +12,15 @@ Driving it:
     send(handshake.data_to_send())
 
 Options that this server does not know are refused with their data consumed, so that the next one
-parses; to add one (structured replies, TLS), add a row to `_OPTION_METHODS`. Whatever could be
-announced in a length is bounded before anything waits for it.
+parses; to add one, add a row to `_OPTION_METHODS`. Whatever could be announced in a length is
+bounded before anything waits for it; `option_data.py` takes the data apart.
 
-Spec: proto.md, "Fixed newstyle negotiation", "Option types", "Option reply types".
+What was negotiated so far is one object, `_Negotiated`. TLS, once there is a STARTTLS that
+succeeds, replaces it by a new one and must find `_received` empty: nothing that came in plaintext
+may count afterwards.
+
+Spec: proto.md, "Fixed newstyle negotiation", "Option types", "Option reply types"; its branch
+extension-ext-header for EXTENDED_HEADERS.
 """
 
 from __future__ import annotations
@@ -24,16 +29,26 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
+from nbdserver import contexts
 from nbdserver.errors import HandshakeViolation, LocalError
 from nbdserver.export import ExportInfo, Refusal
+from nbdserver.limits import Limits
+from nbdserver.option_data import (
+    error_text,
+    info_replies,
+    name_from,
+    parse_context_queries,
+    parse_info_request,
+    printable,
+    server_reply,
+)
 from nbdserver.protocol import (
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
     EXPORT_NAME_ZEROES_BYTES,
     GREETING,
-    INFO_BLOCK_SIZE,
-    INFO_EXPORT,
     NBD_FLAG_C_FIXED_NEWSTYLE,
     NBD_FLAG_C_NO_ZEROES,
     NBD_FLAG_FIXED_NEWSTYLE,
@@ -43,28 +58,17 @@ from nbdserver.protocol import (
     NBD_REP_MAGIC,
     OPTION_HEADER,
     OPTION_REPLY,
-    STRING_BYTES_MAX,
-    U16,
     U32,
-    Info,
     Option,
     Reply,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HandshakeLimits:
-    """What one client may ask for before it is dropped. `deadline_s` is kept by the driver."""
-
-    option_bytes: int = 64 << 10
-    options: int = 1000
-    waiting_bytes: int = 256 << 10  # received while the driver owes an answer
-    deadline_s: float = 10.0
+from nbdserver.terms import ReplyStyle, Terms
 
 
 @dataclass(frozen=True, slots=True)
 class ExportAsked:
-    """The client asks for `name` by `option`; answer with `found()` or `refuse()`."""
+    """The client asks for `name` by `option`, or about it (INFO, the two META_CONTEXTs); answer
+    with `found()` or `refuse()`."""
 
     name: str
     option: Option
@@ -80,6 +84,7 @@ class Agreed:
     """Transmission begins after the data to send; `leftover` was received beyond the handshake."""
 
     export: ExportInfo
+    terms: Terms
     leftover: bytes
 
 
@@ -109,13 +114,40 @@ class _Question:
     option: Option
     name: str = ""
     infos: frozenset[int] = frozenset()
+    queries: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Negotiated:
+    """What options before GO have settled. Contexts count only for the export that they name."""
+
+    style: ReplyStyle = ReplyStyle.SIMPLE
+    contexts_export: str | None = None
+    contexts: tuple[str, ...] = ()
+
+    def terms(self, asked_name: str, export: ExportInfo) -> Terms:
+        """The terms on which a client that asks by this name gets the export."""
+        chosen: Sequence[str] = ()
+        if asked_name == self.contexts_export:
+            # The export may have changed since; what is gone cannot be answered.
+            chosen = [name for name in self.contexts if name in export.contexts]
+        return Terms(self.style, tuple(chosen))
+
+
+_EXPORT_OPTIONS: Final = (
+    Option.EXPORT_NAME,
+    Option.INFO,
+    Option.GO,
+    Option.LIST_META_CONTEXT,
+    Option.SET_META_CONTEXT,
+)
 
 
 class Handshake:
     """One client's negotiation, from the greeting to `Agreed` or `Ended`."""
 
-    def __init__(self, limits: HandshakeLimits | None = None) -> None:
-        self._limits = limits or HandshakeLimits()
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self._received = bytearray()
         self._outgoing = bytearray(
             GREETING.pack(NBD_MAGIC, NBD_OPTION_MAGIC, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)
@@ -126,6 +158,7 @@ class Handshake:
         self._fixed_newstyle = False
         self._no_zeroes = False
         self._options_seen = 0
+        self._negotiated = _Negotiated()
 
     @property
     def state(self) -> State:
@@ -152,28 +185,50 @@ class Handshake:
     # The driver's answers.
 
     def found(self, export: ExportInfo) -> None:
-        """Answer `ExportAsked`: the client may have `export`. INFO goes on haggling."""
-        question = self._answered(Option.EXPORT_NAME, Option.INFO, Option.GO)
-        if question.option is Option.EXPORT_NAME:
-            self._outgoing += EXPORT_NAME_REPLY.pack(export.size_bytes, export.transmission_flags)
+        """Answer `ExportAsked`: the client may have `export`. All but GO and EXPORT_NAME go on
+        haggling."""
+        question = self._answered(*_EXPORT_OPTIONS)
+        option = question.option
+        if option in (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT):
+            self._answer_contexts(question, export)
+            self._advance()
+            return
+        terms = self._negotiated.terms(question.name, export)
+        flags = terms.transmission_flags(export)
+        if option is Option.EXPORT_NAME:
+            self._outgoing += EXPORT_NAME_REPLY.pack(export.size_bytes, flags)
             if not self._no_zeroes:
                 self._outgoing += bytes(EXPORT_NAME_ZEROES_BYTES)
-            self._agree(export)
+            self._agree(export, terms)
             return
-        for info in _infos(export, question.infos):
-            self._reply(question.option, Reply.INFO, info)
-        self._reply(question.option, Reply.ACK)
-        if question.option is Option.GO:
-            self._agree(export)
+        for info in info_replies(export, flags, question.infos):
+            self._reply(option, Reply.INFO, info)
+        self._reply(option, Reply.ACK)
+        if option is Option.GO:
+            self._agree(export, terms)
         else:
             self._advance()
 
+    def _answer_contexts(self, question: _Question, export: ExportInfo) -> None:
+        if question.option is Option.SET_META_CONTEXT:
+            names = contexts.selected(export.contexts, question.queries)
+            self._negotiated.contexts_export = question.name
+            self._negotiated.contexts = tuple(names)
+            # `Terms.context_ids` numbers them the same way.
+            numbers: Sequence[int] = range(1, len(names) + 1)
+        else:
+            names = contexts.listed(export.contexts, question.queries)
+            numbers = [0] * len(names)
+        for number, name in zip(numbers, names, strict=True):
+            self._reply(question.option, Reply.META_CONTEXT, U32.pack(number) + name.encode())
+        self._reply(question.option, Reply.ACK)
+
     def refuse(self, refusal: Refusal) -> None:
         """Answer `ExportAsked` or `ListAsked` with an error; the client may ask something else."""
-        question = self._answered(Option.EXPORT_NAME, Option.LIST, Option.INFO, Option.GO)
+        question = self._answered(Option.LIST, *_EXPORT_OPTIONS)
         if question.option is Option.EXPORT_NAME:
             # This option has no error reply: the protocol demands a closed connection.
-            self._end(f"refused export {_printable(question.name)}: {refusal.message}")
+            self._end(f"refused export {printable(question.name)}: {refusal.message}")
             return
         self._refuse(question.option, refusal.option_error, refusal.message)
         self._advance()
@@ -182,12 +237,7 @@ class Handshake:
         """Answer `ListAsked` with (name, description) of every export the client may see."""
         question = self._answered(Option.LIST)
         for name, description in exports:
-            encoded = name.encode()
-            self._reply(
-                question.option,
-                Reply.SERVER,
-                U32.pack(len(encoded)) + encoded + description.encode(),
-            )
+            self._reply(question.option, Reply.SERVER, server_reply(name, description))
         self._reply(question.option, Reply.ACK)
         self._advance()
 
@@ -243,34 +293,69 @@ class Handshake:
         return True
 
     def _export_name(self, option: Option, option_data: bytes) -> None:
-        self._ask(_Question(option, _name_from(option_data)))
+        if self._negotiated.style is ReplyStyle.EXTENDED:
+            raise HandshakeViolation("NBD_OPT_EXPORT_NAME after extended headers")
+        self._ask(_Question(option, name_from(option_data)))
 
     def _abort(self, option: Option, option_data: bytes) -> None:
         self._reply(option, Reply.ACK)
         self._end("client aborted the handshake")
 
     def _list(self, option: Option, option_data: bytes) -> None:
-        if option_data:
-            self._refuse(option, Reply.ERR_INVALID, "NBD_OPT_LIST takes no data")
-            return
-        self._ask(_Question(option))
+        if self._has_no_data(option, option_data):
+            self._ask(_Question(option))
 
     def _starttls(self, option: Option, option_data: bytes) -> None:
-        if option_data:
-            self._refuse(option, Reply.ERR_INVALID, "NBD_OPT_STARTTLS takes no data")
-            return
-        self._refuse(option, Reply.ERR_UNSUP, "this listener does not offer TLS")
+        if self._has_no_data(option, option_data):
+            self._refuse(option, Reply.ERR_UNSUP, "this listener does not offer TLS")
 
     def _info_or_go(self, option: Option, option_data: bytes) -> None:
         try:
-            name, infos = _parse_info_request(option_data)
+            name, infos = parse_info_request(option_data)
         except HandshakeViolation as violation:
             # Framing is intact, so the protocol asks for an error reply and not for a hang-up.
             self._refuse(option, Reply.ERR_INVALID, str(violation))
             return
         self._ask(_Question(option, name, infos))
 
+    def _structured_reply(self, option: Option, option_data: bytes) -> None:
+        if not self._has_no_data(option, option_data):
+            return
+        if self._negotiated.style is ReplyStyle.EXTENDED:
+            message = "extended headers were negotiated, which structured replies cannot replace"
+            self._refuse(option, Reply.ERR_EXT_HEADER_REQD, message)
+            return
+        self._negotiated.style = ReplyStyle.STRUCTURED
+        self._reply(option, Reply.ACK)
+
+    def _extended_headers(self, option: Option, option_data: bytes) -> None:
+        if self._has_no_data(option, option_data):
+            self._negotiated.style = ReplyStyle.EXTENDED
+            self._reply(option, Reply.ACK)
+
+    def _meta_context(self, option: Option, option_data: bytes) -> None:
+        if option is Option.SET_META_CONTEXT:
+            # The earlier selection ends whatever becomes of this one.
+            self._negotiated.contexts_export = None
+            self._negotiated.contexts = ()
+        try:
+            name, queries = parse_context_queries(option_data)
+        except HandshakeViolation as violation:
+            self._refuse(option, Reply.ERR_INVALID, str(violation))
+            return
+        if self._negotiated.style is ReplyStyle.SIMPLE:
+            message = "metadata contexts need structured replies or extended headers first"
+            self._refuse(option, Reply.ERR_INVALID, message)
+            return
+        self._ask(_Question(option, name, queries=queries))
+
     # Small steps.
+
+    def _has_no_data(self, option: Option, option_data: bytes) -> bool:
+        """Whether the option came as it should; refused if not."""
+        if option_data:
+            self._refuse(option, Reply.ERR_INVALID, f"NBD_OPT_{option.name} takes no data")
+        return not option_data
 
     def _ask(self, question: _Question) -> None:
         self._question = question
@@ -289,9 +374,9 @@ class Handshake:
         self._state = State.OPTION
         return question
 
-    def _agree(self, export: ExportInfo) -> None:
+    def _agree(self, export: ExportInfo, terms: Terms) -> None:
         self._state = State.OVER
-        self._events.append(Agreed(export, bytes(self._received)))
+        self._events.append(Agreed(export, terms, bytes(self._received)))
         self._received.clear()
 
     def _end(self, reason: str) -> None:
@@ -304,68 +389,18 @@ class Handshake:
         self._outgoing += reply_data
 
     def _refuse(self, option: int, error: Reply, message: str) -> None:
-        # A cut inside a multi-byte character would no longer be UTF-8.
-        text = message.encode()[:STRING_BYTES_MAX].decode(errors="ignore").encode()
-        self._reply(option, error, text)
+        self._reply(option, error, error_text(message))
 
 
-_OPTION_METHODS: dict[int, Callable[[Handshake, Option, bytes], None]] = {
+_OPTION_METHODS: Final[dict[int, Callable[[Handshake, Option, bytes], None]]] = {
     Option.EXPORT_NAME: Handshake._export_name,
     Option.ABORT: Handshake._abort,
     Option.LIST: Handshake._list,
     Option.STARTTLS: Handshake._starttls,
     Option.INFO: Handshake._info_or_go,
     Option.GO: Handshake._info_or_go,
+    Option.STRUCTURED_REPLY: Handshake._structured_reply,
+    Option.LIST_META_CONTEXT: Handshake._meta_context,
+    Option.SET_META_CONTEXT: Handshake._meta_context,
+    Option.EXTENDED_HEADERS: Handshake._extended_headers,
 }
-
-
-def _parse_info_request(option_data: bytes) -> tuple[str, frozenset[int]]:
-    """Data of INFO and GO: u32 name length, name, u16 count, count x u16 information request."""
-    if len(option_data) < U32.size + U16.size:
-        raise HandshakeViolation("data too short for a name and a count")
-    (name_bytes,) = U32.unpack_from(option_data)
-    if name_bytes > len(option_data) - U32.size - U16.size:
-        raise HandshakeViolation(f"name of {name_bytes} bytes does not fit in the data")
-    name_end = U32.size + name_bytes
-    (count,) = U16.unpack_from(option_data, name_end)
-    infos_start = name_end + U16.size
-    if len(option_data) - infos_start != count * U16.size:
-        raise HandshakeViolation(f"data does not end after {count} information requests")
-    name = _name_from(option_data[U32.size : name_end])
-    infos = (U16.unpack_from(option_data, infos_start + i * U16.size)[0] for i in range(count))
-    return name, frozenset(infos)
-
-
-def _name_from(encoded: bytes) -> str:
-    """An export's name. Raises HandshakeViolation if the protocol forbids such a string."""
-    if len(encoded) > STRING_BYTES_MAX:
-        raise HandshakeViolation(f"name of {len(encoded)} bytes is over {STRING_BYTES_MAX}")
-    if b"\0" in encoded:
-        raise HandshakeViolation("name contains a NUL byte")
-    try:
-        return encoded.decode()
-    except UnicodeDecodeError as error:
-        raise HandshakeViolation("name is not UTF-8") from error
-
-
-def _infos(export: ExportInfo, requested: frozenset[int]) -> list[bytes]:
-    """The data of each NBD_REP_INFO. EXPORT is mandatory and block sizes are worth telling all."""
-    infos = [
-        INFO_EXPORT.pack(Info.EXPORT, export.size_bytes, export.transmission_flags),
-        INFO_BLOCK_SIZE.pack(
-            Info.BLOCK_SIZE,
-            export.minimum_block_bytes,
-            export.preferred_block_bytes,
-            export.maximum_block_bytes,
-        ),
-    ]
-    if Info.NAME in requested:
-        infos.append(U16.pack(Info.NAME) + export.name.encode())
-    if Info.DESCRIPTION in requested and export.description:
-        infos.append(U16.pack(Info.DESCRIPTION) + export.description.encode())
-    return infos
-
-
-def _printable(name: str) -> str:
-    """A client's string as it may appear in a log: one line, bounded."""
-    return ascii(name if len(name) <= 200 else name[:200] + "…")

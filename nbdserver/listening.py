@@ -14,28 +14,31 @@ import stat
 from pathlib import Path
 
 from nbdserver.errors import ListenError
+from nbdserver.limits import Limits
 
 BACKLOG = 512
 SEND_BUFFER_BYTES = 4 << 20
 UNIX_SOCKET_MODE = 0o660
 UNIX_PATH_BYTES_MAX = 107
-KEEPALIVE_IDLE_S = 15
-KEEPALIVE_INTERVAL_S = 5
+#: A silent client is asked this often in the last half of its time to answer.
 KEEPALIVE_PROBES = 3
+KEEPALIVE_S_MAX = 32767  # the kernel takes no more
 # Linux's own number, which the socket module does not export.
 SO_SNDBUFFORCE = 32
 
 
-def prepare_client_socket(sock: socket.socket) -> None:
-    """Non-blocking, no Nagle, a send buffer for large reads, and a look after vanished clients."""
+def prepare_client_socket(sock: socket.socket, limits: Limits | None = None) -> None:
+    """Non-blocking, no Nagle, a send buffer for large reads, and a look after vanished clients.
+
+    Raises OSError.
+    """
+    limits = limits or Limits()
     sock.setblocking(False)
     is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
     if is_tcp:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        if limits.half_open_s:
+            _watch_for_half_open(sock, limits.half_open_s)
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
     except PermissionError:
@@ -43,6 +46,19 @@ def prepare_client_socket(sock: socket.socket) -> None:
         # growth, which setting any size would switch off, then reaches further.
         if not is_tcp:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
+def _watch_for_half_open(sock: socket.socket, after_s: float) -> None:
+    """Have the kernel end a TCP connection whose other end has acknowledged nothing for so long,
+    be it an answer of ours or, while nothing is to be sent, a question whether it is there."""
+    # Half of the time silent, then as many questions as fit into the other half.
+    idle_s = min(max(1, round(after_s / 2)), KEEPALIVE_S_MAX)
+    interval_s = min(max(1, round(after_s / 2 / KEEPALIVE_PROBES)), KEEPALIVE_S_MAX)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(after_s * 1000)))
 
 
 def listen_on_unix(path: Path, mode: int = UNIX_SOCKET_MODE) -> socket.socket:

@@ -95,16 +95,44 @@ NBD_FLAG_CAN_MULTI_CONN: Final = 1 << 8
 NBD_FLAG_SEND_RESIZE: Final = 1 << 9
 NBD_FLAG_SEND_CACHE: Final = 1 << 10
 NBD_FLAG_SEND_FAST_ZERO: Final = 1 << 11
+NBD_FLAG_BLOCK_STATUS_PAYLOAD: Final = 1 << 12
 
-# Requests and simple replies.
+# Requests.
 
 NBD_REQUEST_MAGIC: Final = 0x25609513
-NBD_SIMPLE_REPLY_MAGIC: Final = 0x67446698
+NBD_EXTENDED_REQUEST_MAGIC: Final = 0x21E41C71
 
 REQUEST: Final = Struct(">IHH8sQI")  # magic, flags, type, cookie, offset, length
-SIMPLE_REPLY: Final = Struct(">II8s")  # magic, error, cookie
+EXTENDED_REQUEST: Final = Struct(">IHH8sQQ")
 REQUEST_BYTES: Final = REQUEST.size
+EXTENDED_REQUEST_BYTES: Final = EXTENDED_REQUEST.size
+
+# Replies: simple, structured ("chunks"), and chunks with extended headers.
+
+NBD_SIMPLE_REPLY_MAGIC: Final = 0x67446698
+NBD_STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+NBD_EXTENDED_REPLY_MAGIC: Final = 0x6E8A278C
+
+SIMPLE_REPLY: Final = Struct(">II8s")  # magic, error, cookie
+STRUCTURED_CHUNK: Final = Struct(">IHH8sI")  # magic, flags, type, cookie, length
+EXTENDED_CHUNK: Final = Struct(">IHH8sQQ")  # magic, flags, type, cookie, request's offset, length
 SIMPLE_REPLY_BYTES: Final = SIMPLE_REPLY.size
+
+NBD_REPLY_FLAG_DONE: Final = 1 << 0
+
+NBD_REPLY_TYPE_NONE: Final = 0
+NBD_REPLY_TYPE_OFFSET_DATA: Final = 1
+NBD_REPLY_TYPE_OFFSET_HOLE: Final = 2
+NBD_REPLY_TYPE_BLOCK_STATUS: Final = 5
+NBD_REPLY_TYPE_BLOCK_STATUS_EXT: Final = 6
+NBD_REPLY_TYPE_ERROR: Final = (1 << 15) + 1
+NBD_REPLY_TYPE_ERROR_OFFSET: Final = (1 << 15) + 2
+
+OFFSET_HOLE: Final = Struct(">QI")  # offset, length
+ERROR: Final = Struct(">IH")  # error, length of the text that follows
+STATUS_DESCRIPTOR: Final = Struct(">II")  # length, flags
+STATUS_DESCRIPTOR_EXT: Final = Struct(">QQ")
+U64: Final = Struct(">Q")
 
 NBD_CMD_READ: Final = 0
 NBD_CMD_WRITE: Final = 1
@@ -114,14 +142,21 @@ NBD_CMD_TRIM: Final = 4
 NBD_CMD_CACHE: Final = 5
 NBD_CMD_WRITE_ZEROES: Final = 6
 NBD_CMD_BLOCK_STATUS: Final = 7
+NBD_CMD_RESIZE: Final = 8
 
 NBD_CMD_FLAG_FUA: Final = 1 << 0
 NBD_CMD_FLAG_NO_HOLE: Final = 1 << 1
 NBD_CMD_FLAG_DF: Final = 1 << 2
 NBD_CMD_FLAG_REQ_ONE: Final = 1 << 3
 NBD_CMD_FLAG_FAST_ZERO: Final = 1 << 4
+NBD_CMD_FLAG_PAYLOAD_LEN: Final = 1 << 5
 
 PAYLOAD_BYTES_MAX: Final = 32 << 20  # what every client may send or read in one request
+
+# Metadata contexts: what the bits of a block's status mean ("base:allocation").
+
+NBD_STATE_HOLE: Final = 1 << 0
+NBD_STATE_ZERO: Final = 1 << 1
 
 # Error numbers on the wire. They equal Linux's, but the wire's list is closed.
 

@@ -15,13 +15,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from nbdserver.counters import HandshakeCounters
 from nbdserver.errors import ClientError
 from nbdserver.export import ExportInfo, Refusal
-from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, HandshakeLimits, ListAsked
+from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked
+from nbdserver.limits import Limits
 from nbdserver.listening import (
     UNIX_SOCKET_MODE,
     client_address,
@@ -37,39 +38,21 @@ RECEIVE_BYTES = 16 << 10
 ACCEPT_RETRY_S = 0.5  # after the process ran out of descriptors or memory
 
 T = TypeVar("T")
-OnAgreed = Callable[[socket.socket, ExportInfo, bytes, str], None]
+#: The client's socket, what was agreed, and the client's name for logs.
+OnAgreed = Callable[[socket.socket, Agreed, str], None]
 
 
 class Lookup(Protocol):
     """Who knows the exports. Both methods may be cancelled when the client goes away."""
 
-    async def find(self, name: str) -> ExportInfo | Refusal:
-        """The export called `name` ("" is the default one), now or when it may be served."""
+    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
+        """The export called `name` ("" is the default one), now or when it may be served.
+
+        `option` is what asks: GO and EXPORT_NAME begin transmission, the others only want to know.
+        """
 
     async def list(self) -> Sequence[tuple[str, str]]:
         """(name, description) of every export that a client may see."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """How many clients may be in which phase. Held ones wait for `Lookup.find`."""
-
-    handshakes: int = 128
-    held: int = 256
-    clients: int = 1024
-    handshake: HandshakeLimits = field(default_factory=HandshakeLimits)
-
-
-@dataclass(slots=True)
-class ServerCounters:
-    """What happened since the start."""
-
-    accepted: int = 0
-    agreed: int = 0
-    ended: int = 0  # left or were refused, by the rules
-    dropped: int = 0  # broke a rule
-    timed_out: int = 0
-    over_limit: int = 0
 
 
 class ClientLeft(Exception):
@@ -79,33 +62,29 @@ class ClientLeft(Exception):
 class Server:
     """Listens, negotiates, hands on. All methods belong to the thread of the running loop."""
 
-    def __init__(
-        self, lookup: Lookup, on_agreed: OnAgreed, limits: ServerLimits | None = None
-    ) -> None:
-        self.counters = ServerCounters()
+    def __init__(self, lookup: Lookup, on_agreed: OnAgreed, limits: Limits | None = None) -> None:
+        self.counters = HandshakeCounters()
         self.handshakes = 0
         self.held = 0
         self.clients = 0
-        self.addresses: list[str] = []
         self._lookup = lookup
         self._on_agreed = on_agreed
-        self._limits = limits or ServerLimits()
+        self._limits = limits or Limits()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sockets: list[socket.socket] = []
+        #: Where clients connect.
+        self.sockets: list[socket.socket] = []
         self._unix_paths: list[tuple[Path, int]] = []
 
     def listen_unix(self, path: Path, mode: int = UNIX_SOCKET_MODE) -> None:
         """Accept clients on a Unix socket. Raises ListenError."""
         sock = listen_on_unix(path, mode)
         self._unix_paths.append((path, path.stat().st_ino))
-        self.addresses.append(str(path))
         self.adopt(sock)
 
     def listen_tcp(self, host: str, port: int) -> int:
         """Accept clients on every address of `host`; returns the port. Raises ListenError."""
         sockets = listen_on_tcp(host, port)
         bound_port: int = sockets[0].getsockname()[1]
-        self.addresses.append(f"{host}:{bound_port}")
         for sock in sockets:
             self.adopt(sock)
         return bound_port
@@ -113,7 +92,7 @@ class Server:
     def adopt(self, sock: socket.socket) -> None:
         """Accept clients on a socket that listens already, and close it at `stop()`."""
         sock.setblocking(False)
-        self._sockets.append(sock)
+        self.sockets.append(sock)
         self._start(self._accept(sock))
 
     def client_gone(self) -> None:
@@ -126,9 +105,9 @@ class Server:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.close()
-        self._sockets.clear()
+        self.sockets.clear()
         for path, inode in self._unix_paths:
             # Somebody may have replaced the file by his own socket meanwhile.
             if path.exists() and path.stat().st_ino == inode:
@@ -165,7 +144,6 @@ class Server:
                 log.warning("%s: closed: too many handshakes at once", client_address(sock))
                 sock.close()
                 continue
-            prepare_client_socket(sock)
             # Counted here and not in the task, so that a burst of clients cannot pass the limit.
             self.handshakes += 1
             self._start(self._negotiate(sock))
@@ -174,6 +152,7 @@ class Server:
         peer_name = client_address(sock)
         agreed: Agreed | None = None
         try:
+            prepare_client_socket(sock, self._limits)
             agreed = await _Negotiation(self, sock, peer_name).run()
         except TimeoutError:
             self.counters.timed_out += 1
@@ -191,7 +170,7 @@ class Server:
         if agreed is not None:
             self.counters.agreed += 1
             self.clients += 1
-            self._on_agreed(sock, agreed.export, agreed.leftover, peer_name)
+            self._on_agreed(sock, agreed, peer_name)
 
 
 class _Negotiation:
@@ -203,8 +182,8 @@ class _Negotiation:
         self._sock = sock
         self._peer_name = peer_name
         self._loop = asyncio.get_running_loop()
-        self._handshake = Handshake(self._limits.handshake)
-        self._left_s = self._limits.handshake.deadline_s
+        self._handshake = Handshake(self._limits)
+        self._left_s = self._limits.handshake_deadline_s
 
     async def run(self) -> Agreed | None:
         """The agreement, or None if client and server parted by the rules.
@@ -236,8 +215,9 @@ class _Negotiation:
                 Reply.ERR_POLICY, f"{server.held} clients are waiting already; try again later"
             )
         else:
-            answer = await self._while_connected(server._lookup.find(asked.name))
-        begins = asked.option is not Option.INFO
+            question = server._lookup.find(asked.name, asked.option)
+            answer = await self._while_connected(question)
+        begins = asked.option in (Option.GO, Option.EXPORT_NAME)
         if begins and isinstance(answer, ExportInfo) and server.clients >= self._limits.clients:
             server.counters.over_limit += 1
             answer = Refusal(

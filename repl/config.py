@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbdserver import limits as nbd_limits
+from nbdserver.limits import LimitInvalid, Limits
 from repl import units
 from repl.errors import ConfigInvalid
 from repl.tls_files import TlsFiles, problem_of
@@ -90,11 +92,16 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class NbdSettings:
-    """`when_secondary` is "refuse" or "hold": what an NBD client of a secondary gets."""
+    """`when_secondary` is "refuse" or "hold": what an NBD client of a secondary gets.
+
+    Limits on single clients hold for each; `clients` and `total_bytes` for each volume; those on
+    handshakes and held clients for the node.
+    """
 
     socket: str | None
     listen: Address | None
     when_secondary: str
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +263,21 @@ class _Reader:
             socket=self._socket(("nbd", "socket"), table, None),
             listen=self._address(("nbd", "listen"), table),
             when_secondary=table.get("when_secondary", "refuse"),
+            limits=self._nbd_limits(),
         )
+
+    def _nbd_limits(self) -> Limits:
+        given: dict[str, float] = {}
+        for name, value in self._contents.table("nbd", "limits").items():
+            path = ("nbd", "limits", name)
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                self._complain(path, 'must be a number, or text like "64MiB"')
+                continue
+            try:
+                given[name] = nbd_limits.parse(name, str(value))
+            except LimitInvalid as refusal:
+                self._complain(path, str(refusal))
+        return nbd_limits.make(given)
 
     def _tls(self) -> TlsFiles | None:
         if "tls" not in self._contents.values:

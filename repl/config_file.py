@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from nbdserver import limits as nbd_limits
 from repl.errors import ConfigInvalid
 
 FILE_BYTES_MAX = 4 << 20
@@ -39,10 +40,16 @@ class _Node(_Table):
     insecure: bool | None = None
 
 
+#: Each limit is a number, or text with a unit; `repl/config.py` knows what it may be.
+_LIMIT_FIELDS: dict[str, Any] = dict.fromkeys(nbd_limits.names(), (Any, None))
+_NbdLimits = create_model("_NbdLimits", __base__=_Table, **_LIMIT_FIELDS)
+
+
 class _Nbd(_Table):
     socket: str | None = None
     listen: str | None = None
     when_secondary: Literal["refuse", "hold"] | None = None
+    limits: _NbdLimits | None = None  # type: ignore[valid-type]
 
 
 class _Peer(_Table):
@@ -86,6 +93,7 @@ _TABLES: dict[KeyPath, type[_Table]] = {
     (): _File,
     ("node",): _Node,
     ("nbd",): _Nbd,
+    ("nbd", "limits"): _NbdLimits,
     ("tls",): _Tls,
     ("peers", "*"): _Peer,
     ("volumes", "*"): _Volume,

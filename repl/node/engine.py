@@ -17,15 +17,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbdserver.connection import Connection
+from nbdserver.limits import Limits
 from nbdserver.protocol import (
+    NBD_CMD_FLAG_FAST_ZERO,
     NBD_CMD_FLAG_FUA,
     NBD_CMD_FLAG_NO_HOLE,
     NBD_CMD_FLUSH,
-    NBD_CMD_READ,
     NBD_CMD_TRIM,
     NBD_CMD_WRITE,
+    NBD_CMD_WRITE_ZEROES,
+    NBD_ENOTSUP,
 )
-from nbdserver.transmission import Request
+from nbdserver.requests import Request
+from nbdserver.succession import Succession
 from repl.core import wire
 from repl.core.outbox import Commit, Outbox, SendJob, WriteKind
 from repl.core.promotion import PromoteRequest
@@ -65,6 +69,7 @@ class Engine:
         on_change: Callable[[], None],
         on_lost: Callable[[str, str], None],
         on_fatal: Callable[[str], None],
+        limits: Limits | None = None,
     ) -> None:
         self.volume = volume
         self._loop = loop
@@ -77,10 +82,10 @@ class Engine:
         self._commit_threads = IoThreads(loop, "commit", 1)
         self._disk_threads = IoThreads(loop, "disk", 4)
         self._peers: dict[str, PeerConnection] = {}
-        self._clients: set[Connection] = set()
-        #: Closed clients whose requests are not finished; new ones wait for them (nbd.md C.4).
-        self._ghosts: set[Connection] = set()
-        self._waiting_clients: list[Connection] = []
+        #: Who holds the export.
+        self.clients: set[Connection] = set()
+        #: New clients wait until nobody who left can act any more.
+        self._succession = Succession(loop, (limits or Limits()).leave_s, lambda _gone: None)
         self._stalled: list[tuple[Connection, Sequence[Request]]] = []
         self._answers: dict[int, Callable[[Verdict], None]] = {}
         self._answer_number = 0
@@ -118,6 +123,7 @@ class Engine:
         self._now()
         self.volume.client_names = self.client_names
         self.volume.tick()
+        self._reader.forget_holes()
         self._look_for_room()
         self.run()
 
@@ -152,11 +158,8 @@ class Engine:
         if not self.volume.serving:
             connection.abandon("this node is not primary any more")
             return
-        self._clients.add(connection)
-        if self._ghosts:
-            self._waiting_clients.append(connection)
-        else:
-            connection.start()
+        self.clients.add(connection)
+        self._succession.begin(connection)
         self._on_change()
 
     def submit(self, connection: Connection, requests: Sequence[Request]) -> None:
@@ -180,46 +183,47 @@ class Engine:
                     request.length,
                     bool(request.flags & NBD_CMD_FLAG_FUA),
                 )
-            elif command == NBD_CMD_READ:
-                volume.client_read(request)
             elif command == NBD_CMD_FLUSH:
                 volume.client_flush(request)
+            elif command in (NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES):
+                self._feed_zeroing(request)
             else:
-                punch = command == NBD_CMD_TRIM or not request.flags & NBD_CMD_FLAG_NO_HOLE
-                volume.client_write(
-                    request,
-                    WriteKind.TRIM if punch else WriteKind.ZERO,
-                    request.offset,
-                    request.length,
-                    bool(request.flags & NBD_CMD_FLAG_FUA),
-                )
+                volume.client_read(request)
+
+    def _feed_zeroing(self, request: Request) -> None:
+        flags = request.flags
+        punch = request.command == NBD_CMD_TRIM or not flags & NBD_CMD_FLAG_NO_HOLE
+        fast = not flags & NBD_CMD_FLAG_FAST_ZERO or (punch and self._backing.zeroes_fast())
+        if self.volume.serving and not fast:
+            connection = request.connection
+            assert connection is not None
+            connection.reply(request, NBD_ENOTSUP, text="not known to be quicker than writing")
+            connection.send_replies()
+            return
+        self._reader.forget_holes()
+        self.volume.client_write(
+            request,
+            WriteKind.TRIM if punch else WriteKind.ZERO,
+            request.offset,
+            request.length,
+            bool(flags & NBD_CMD_FLAG_FUA),
+        )
 
     def disconnected(self, connection: Connection) -> None:
         """A client is gone; its requests in flight are finished, unanswered."""
-        self._clients.discard(connection)
-        if connection.requests_in_flight:
-            self._ghosts.add(connection)
-            connection.on_idle = self._ghost_gone
+        self.clients.discard(connection)
         if not self.closed:
             self._loop.call_soon(self._on_change)
 
-    def _ghost_gone(self, connection: Connection) -> None:
-        self._ghosts.discard(connection)
-        if not self._ghosts:
-            waiting, self._waiting_clients = self._waiting_clients, []
-            for client in waiting:
-                if client in self._clients:
-                    client.start()
-
     def abandon_clients(self) -> None:
         """Close all client connections without an answer."""
-        for connection in list(self._clients):
+        for connection in list(self.clients):
             connection.abandon("the volume is not served here any more")
 
     @property
     def client_names(self) -> list[str]:
         """Who holds the export, for people."""
-        return sorted(connection.peer_name for connection in self._clients)
+        return sorted(connection.peer_name for connection in self.clients)
 
     def _congested(self) -> bool:
         return any(peer.unsent_bytes > PEER_UNSENT_BYTES_MAX for peer in self._peers.values())
@@ -447,7 +451,7 @@ class Engine:
             connection.reply(request)
             answered.add(connection)
         for request in box.reads:
-            self._reader.read(request, answered)  # type: ignore[arg-type]
+            self._reader.answer(request, answered)  # type: ignore[arg-type]
         for connection in answered:
             connection.send_replies()
 

@@ -21,10 +21,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from nbdserver import terms
 from nbdserver.export import ExportInfo, Refusal
-from nbdserver.handshake import HandshakeLimits
-from nbdserver.protocol import Reply
-from nbdserver.server import Server, ServerLimits
+from nbdserver.handshake import Agreed
+from nbdserver.limits import Limits
+from nbdserver.protocol import Option, Reply
+from nbdserver.server import Server
+from repl.node.block_status import contexts_of
 from repl.node.listeners import Listener
 from repl.node.logs import logger
 from repl.node.volume_status import VolumeObject
@@ -48,15 +51,16 @@ class NbdFront:
         workers: Mapping[str, WorkerProcess],
         *,
         hold_secondary: bool,
+        limits: Limits | None = None,
     ) -> None:
         self._listeners = listeners
         self._node_name = node_name
         self._workers = workers
         self._hold_secondary = hold_secondary
+        self._limits = limits or Limits()
+        waiting_bytes = min(self._limits.waiting_bytes, LEFTOVER_BYTES_MAX)
         self._server = Server(
-            self,
-            self._agreed,
-            ServerLimits(handshake=HandshakeLimits(waiting_bytes=LEFTOVER_BYTES_MAX)),
+            self, self._agreed, dataclasses.replace(self._limits, waiting_bytes=waiting_bytes)
         )
         self._log = logger("nbd")
 
@@ -69,9 +73,16 @@ class NbdFront:
         """Stop accepting, disconnect whoever still negotiates. Clients of workers live on."""
         await self._server.stop()
 
+    def totals(self) -> dict[str, int]:
+        """Counters of negotiations since the start, and how many go on now."""
+        return dataclasses.asdict(self._server.counters) | {
+            "handshakes": self._server.handshakes,
+            "held": self._server.held,
+        }
+
     # What `nbdserver.server.Lookup` asks.
 
-    async def find(self, name: str) -> ExportInfo | Refusal:
+    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
         """Return the export or the refusal, once it is known which. Raises TimeoutError."""
         worker = self._worker(name)
         if worker is None:
@@ -82,7 +93,7 @@ class NbdFront:
         while True:
             if worker.answers:
                 waits_left_s = WORKER_WAIT_S
-                answer = self._answer(worker)
+                answer = self._answer(worker, begins=option in (Option.GO, Option.EXPORT_NAME))
                 if answer is not None:
                     return answer
                 await worker.changed(HOLD_LOOK_S)
@@ -103,10 +114,14 @@ class NbdFront:
             return next(iter(self._workers.values()))
         return self._workers.get(name)
 
-    def _answer(self, worker: WorkerProcess) -> ExportInfo | Refusal | None:
+    def _answer(self, worker: WorkerProcess, *, begins: bool) -> ExportInfo | Refusal | None:
         """Decide by the last status; None means that the client is held."""
         volume = worker.last_volume()
         export = volume["export"]
+        if begins and export["serving"] and volume["clients"] >= self._limits.clients:
+            self._server.counters.over_limit += 1
+            message = f"{volume['clients']} clients are attached to {worker.name}, the limit"
+            return Refusal(Reply.ERR_POLICY, message)
         if export["serving"]:
             return ExportInfo(
                 name=worker.name,
@@ -114,6 +129,8 @@ class NbdFront:
                 read_only=bool(export.get("read_only", False)),
                 can_multi_conn=bool(export.get("can_multi_conn", False)),
                 description=self._description(volume),
+                can_fast_zero=True,
+                contexts=contexts_of(peer["name"] for peer in volume["peers"]),
             )
         if export.get("pending") or self._hold_secondary:
             return None
@@ -135,21 +152,20 @@ class NbdFront:
 
     # After agreement.
 
-    def _agreed(
-        self, sock: socket.socket, export: ExportInfo, leftover: bytes, client: str
-    ) -> None:
+    def _agreed(self, sock: socket.socket, agreed: Agreed, client: str) -> None:
         # From here on the worker counts and limits its clients.
         self._server.client_gone()
         message = {
             "kind": "client",
             "peer_name": client,
-            "leftover": base64.b64encode(leftover).decode(),
-            "export": dataclasses.asdict(export),
+            "leftover": base64.b64encode(agreed.leftover).decode(),
+            "agreed": terms.to_json(agreed.export, agreed.terms),
         }
+        name = agreed.export.name
         with sock:
-            if not self._workers[export.name].pass_socket(message, sock):
+            if not self._workers[name].pass_socket(message, sock):
                 self._log.warning(
                     "Disconnected a client: the worker takes none at the moment.",
-                    volume=export.name,
+                    volume=name,
                     client=client,
                 )

@@ -1,18 +1,28 @@
-"""Answering client reads: from the page cache inside the turn, from the disk in a thread.
+"""Answering what reads: data, holes, statuses and hints.
 
-A read that fails is answered by nobody: its client sends it again where the data can be read
-(design §7). Decides nothing.
+From the page cache inside the turn, from the disk in a thread. A read that fails is answered by
+nobody: its client sends it again where the data can be read (design §7). Decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
+from nbdserver.allocation import cut
 from nbdserver.connection import Connection
-from nbdserver.transmission import Request
+from nbdserver.protocol import NBD_CMD_CACHE, NBD_CMD_READ
+from nbdserver.replies import Extents
+from nbdserver.requests import Request, StatusRequest
 from repl.core.volume import Volume
+from repl.node.block_status import BlockStatus, allocation_of
 from repl.store.backing import Backing
 from repl.store.iothreads import IoThreads
+
+#: What one CACHE reads ahead at most.
+CACHE_BYTES_MAX: Final = 64 << 20
+
+_Holes = list[tuple[int, int]]
 
 
 class Reader:
@@ -31,29 +41,63 @@ class Reader:
         self._threads = threads
         self._failed = failed
         self._run_again = run_again
+        self._allocation = allocation_of(backing)
+        self._status = BlockStatus(volume, self._allocation, threads)
 
-    def read(self, request: Request, answered: set[Connection]) -> None:
-        """Answer now, and note in `answered` whose replies are to be sent, or start to read."""
-        connection = request.connection
+    def forget_holes(self) -> None:
+        """Where there was data there may be holes by now."""
+        self._allocation.forget()
+
+    def answer(self, request: Request, answered: set[Connection]) -> None:
+        """Answer now, and note in `answered` whose replies are to be sent, or begin to."""
+        if request.command == NBD_CMD_READ:
+            self._read(request, answered)
+        elif isinstance(request, StatusRequest):
+            self._status.answer(request, _reply_status)
+        else:
+            assert request.command == NBD_CMD_CACHE, request
+            length = min(request.length, CACHE_BYTES_MAX)
+            self._threads.run(
+                self._backing.prefetch,
+                request.offset,
+                length,
+                done=lambda _result, _error: _reply(request),
+            )
+
+    def _read(self, request: Request, answered: set[Connection]) -> None:
+        connection, length = request.connection, request.length
         assert connection is not None
-        buffer = bytearray(request.length)
+        holes: _Holes | None = None
+        if connection.tells_holes:
+            holes = self._allocation.holes_now(request.offset, length)
+            if holes is not None and len(holes) == 1:
+                connection.reply_sparse(request, [length])
+                answered.add(connection)
+                return
+        buffer = bytearray(length)
         try:
             cached = self._backing.preadv_cached(buffer, request.offset)
         except OSError as error:
             self._could_not(request, error)
             return
         if cached:
-            connection.reply(request, data=buffer)
+            _reply_data(request, buffer, holes)
             answered.add(connection)
             return
         self._threads.run(
             self._backing.preadv,
             [buffer],
             request.offset,
-            done=lambda _result, error: self._done(request, buffer, error),
+            done=lambda _result, error: self._done(request, buffer, holes, error),
         )
 
-    def _done(self, request: Request, buffer: bytearray, error: Exception | None) -> None:
+    def _done(
+        self,
+        request: Request,
+        buffer: bytearray,
+        holes: _Holes | None,
+        error: Exception | None,
+    ) -> None:
         connection = request.connection
         if connection is None:
             return
@@ -61,9 +105,32 @@ class Reader:
             failure = error
             self._run_again(lambda: self._could_not(request, failure))
             return
-        connection.reply(request, data=buffer)
+        _reply_data(request, buffer, holes)
         connection.send_replies()
 
     def _could_not(self, request: Request, error: Exception) -> None:
         self._failed(f"read: {error}")
         self._volume.forget(request)
+
+
+def _reply_data(request: Request, buffer: bytearray, holes: _Holes | None) -> None:
+    connection = request.connection
+    assert connection is not None
+    if holes is None:
+        connection.reply(request, data=buffer)
+    else:
+        connection.reply_sparse(request, cut(memoryview(buffer), holes))
+
+
+def _reply(request: Request) -> None:
+    connection = request.connection
+    if connection is not None:
+        connection.reply(request)
+        connection.send_replies()
+
+
+def _reply_status(request: StatusRequest, statuses: dict[int, Extents]) -> None:
+    connection = request.connection
+    if connection is not None:
+        connection.reply_status(request, statuses)
+        connection.send_replies()

@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nbdserver.buffers import ByteBudget
-from nbdserver.connection import Connection
 from nbdserver.export import ExportInfo
+from nbdserver.terms import Terms
 from repl.core.snapshot import split_brain_snapshot, volume_snapshot
 from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
@@ -33,13 +32,11 @@ from repl.node.closed_status import closed_status
 from repl.node.engine import Engine
 from repl.node.orders import ORDERS
 from repl.node.peer_tls import PeerTls
+from repl.node.volume_clients import VolumeClients
 from repl.store.open import Store, adopt_store, open_store
 from repl.store.space import space_of
 from repl.store.stamp import BackingKind
 
-#: Clients of one volume, and the bytes that they may have in flight together.
-CLIENTS_MAX = 256
-CLIENT_BYTES_MAX = 256 << 20
 #: A clean stop hands over within this time, or without.
 LEAVE_TIMEOUT_S = 6.0
 
@@ -79,8 +76,7 @@ class ServedVolume:
         self._link_failure = ""
         self._link_said = ""
         self._stopping = False
-        #: What all clients together may have staged (design §7).
-        self._budget = ByteBudget(CLIENT_BYTES_MAX)
+        self._clients = VolumeClients(loop, settings.get("nbd_limits", {}))
 
     # Opening and closing.
 
@@ -141,6 +137,7 @@ class ServedVolume:
             on_change=self._on_change,
             on_lost=self._peer_lost,
             on_fatal=self._on_fatal,
+            limits=self._clients.limits,
         )
         self._engine.start()
         self._start_link()
@@ -273,26 +270,18 @@ class ServedVolume:
     # Clients.
 
     def take_client(
-        self, sock: socket.socket, export: ExportInfo, leftover: bytes, peer_name: str
+        self, sock: socket.socket, agreed: tuple[ExportInfo, Terms], leftover: bytes, name: str
     ) -> None:
         """An NBD client that was negotiated for this volume."""
-        if self._engine is None or self._stopping:
+        engine = self._engine
+        if engine is None or self._stopping:
             sock.close()
             return
-        if len(self._engine.client_names) >= CLIENTS_MAX:
-            self._on_event("warning", f"{peer_name}: refused, {CLIENTS_MAX} clients are attached")
-            sock.close()
+        connection = self._clients.connection(sock, agreed, leftover, name, engine, engine.clients)
+        if connection is None:
+            self._on_event("warning", f"{name}: refused, {len(engine.clients)} clients attached")
             return
-        connection = Connection(
-            self._loop,
-            sock,
-            export,
-            self._engine,
-            leftover,
-            peer_name=peer_name,
-            budget=self._budget,
-        )
-        self._engine.add_client(connection)
+        engine.add_client(connection)
 
     # Operators.
 
@@ -416,6 +405,7 @@ class ServedVolume:
             "space": None if space is None else space.to_json(),
             "worker_pid": os.getpid(),
             "slow_turns": self._engine.slow_turns,
+            "nbd": self._clients.totals(self._engine.clients),
         }
 
 

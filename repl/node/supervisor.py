@@ -57,6 +57,7 @@ class Supervisor:
             )
             for name, volume in config.volumes.items()
         }
+        self._nbd_front: NbdFront | None = None
         self._stack = AsyncExitStack()
         self._log = logger("node").bind(node=config.node.name)
 
@@ -97,11 +98,15 @@ class Supervisor:
             worker.start()
         if peers is not None:
             self._accept_peers(peers)
-        nbd_front = NbdFront(
-            nbd_listeners, node.name, self.workers, hold_secondary=nbd.when_secondary == "hold"
+        self._nbd_front = NbdFront(
+            nbd_listeners,
+            node.name,
+            self.workers,
+            hold_secondary=nbd.when_secondary == "hold",
+            limits=nbd.limits,
         )
-        self._stack.push_async_callback(nbd_front.close)
-        nbd_front.start()
+        self._stack.push_async_callback(self._nbd_front.close)
+        self._nbd_front.start()
 
     def _own(self, listener: Listener) -> Listener:
         self._stack.callback(listener.close)
@@ -164,6 +169,7 @@ class Supervisor:
             "nbd": {
                 "socket": self._config.nbd.socket,
                 "listen": None if self._config.nbd.listen is None else str(self._config.nbd.listen),
+                "totals": self._nbd_front.totals() if self._nbd_front is not None else {},
             },
             "volumes": volumes,
         }
@@ -213,4 +219,5 @@ def worker_settings(config: Config, volume: VolumeSettings) -> dict[str, Any]:
         "insecure": config.node.insecure,
         "timeouts": dataclasses.asdict(config.timeouts),
         "when_secondary": config.nbd.when_secondary,
+        "nbd_limits": dataclasses.asdict(config.nbd.limits),
     }

@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import Any
 
-from nbdserver.export import ExportInfo
+from nbdserver import terms
 from repl.errors import ReplError
 from repl.node.channel import Channel, MessageTooBig, die_with_parent
 from repl.node.event_loop import new_event_loop
@@ -59,9 +59,9 @@ class Worker:
             self._event("error", f"a {kind} connection was lost: out of file descriptors")
         elif kind == "client":
             sock = socket.socket(fileno=fds.pop(0))
-            export = ExportInfo(**message["export"])
+            agreed = terms.from_json(message["agreed"])
             leftover = base64.b64decode(message["leftover"])
-            volume.take_client(sock, export, leftover, message["peer_name"])
+            volume.take_client(sock, agreed, leftover, message["peer_name"])
         elif kind == "peer":
             volume.take_peer(socket.socket(fileno=fds.pop(0)))
         elif kind == "stop":

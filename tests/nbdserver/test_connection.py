@@ -5,109 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
 
 import pytest
 
 from nbdserver import protocol as nbd
 from nbdserver.buffers import ByteBudget
-from nbdserver.connection import Connection, ConnectionLimits, State
+from nbdserver.connection import State
 from nbdserver.errors import LocalError
-from nbdserver.export import ExportInfo
-from nbdserver.transmission import Request
+from nbdserver.limits import Limits
 from tests.nbdserver.conftest import Run
-from tests.nbdserver.wire import LoopClient, disc, eventually, read, request, write
-
-MIB = 1 << 20
-EXPORT = ExportInfo("vol", 256 * MIB)
-
-
-class HoldingBackend:
-    """Keeps requests until `answer` is called; every data byte of a READ is `R`."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-        self.held: list[Request] = []
-        self.disconnects = 0
-        self.answers_at_once = False
-        self.bug: Exception | None = None
-
-    def submit(self, connection: Connection, requests: Sequence[Request]) -> None:
-        if self.bug is not None:
-            raise self.bug
-        self.batches.append(len(requests))
-        self.held += requests
-        if self.answers_at_once:
-            self.answer()
-
-    def disconnected(self, connection: Connection) -> None:
-        self.disconnects += 1
-
-    def answer(self, count: int | None = None, error: int = 0) -> None:
-        answered, self.held = self.held[:count], self.held[len(self.held[:count]) :]
-        connections = set()
-        for each in answered:
-            assert each.connection is not None
-            connections.add(each.connection)
-            data = b"R" * each.length if each.command == nbd.NBD_CMD_READ else None
-            each.connection.reply(each, error, data)
-        for connection in connections:
-            connection.send_replies()
-
-
-class Served:
-    """A connection, its backend and its client."""
-
-    def __init__(
-        self,
-        limits: ConnectionLimits | None = None,
-        *,
-        leftover: bytes = b"",
-        budget: ByteBudget | None = None,
-        tcp: bool = False,
-    ) -> None:
-        ours, theirs = tcp_pair() if tcp else socket.socketpair()
-        self.backend = HoldingBackend()
-        self.client = LoopClient(theirs)
-        self.budget = budget or ByteBudget()
-        self.idle = 0
-        self.connection = Connection(
-            asyncio.get_running_loop(),
-            ours,
-            EXPORT,
-            self.backend,
-            leftover,
-            limits,
-            "the client",
-            self.budget,
-        )
-        self.connection.on_idle = self._on_idle
-        self.connection.start()
-
-    def _on_idle(self, connection: Connection) -> None:
-        assert connection is self.connection
-        self.idle += 1
-
-    async def held(self, count: int) -> None:
-        await eventually(lambda: len(self.backend.held) == count, f"{count} requests are held")
-
-    async def closed(self) -> None:
-        await eventually(lambda: self.connection.state is State.CLOSED, "the connection is closed")
-
-    def assert_ended_once(self) -> None:
-        assert self.backend.disconnects == 1
-        assert self.idle == 1
-        assert self.connection.requests_in_flight == 0
-        assert self.connection.bytes_in_flight == 0
-        assert self.budget.used_bytes == 0
-        self.client.close()
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        theirs = socket.create_connection(listening.getsockname())
-        ours, _ = listening.accept()
-    return ours, theirs
+from tests.nbdserver.held_backend import EXPORT, MIB, Served
+from tests.nbdserver.wire import disc, eventually, read, request, write
 
 
 def test_one_batch_is_one_turn_and_replies_come_in_answer_order(run: Run) -> None:
@@ -144,7 +52,7 @@ def test_leftover_of_the_handshake_is_served_first(run: Run) -> None:
 
 def test_requests_in_flight_stop_at_the_limit_and_go_on_after(run: Run) -> None:
     async def scenario() -> None:
-        served = Served(ConnectionLimits(requests_in_flight=4))
+        served = Served(Limits(in_flight_requests=4))
         await served.client.send(b"".join(read(i, 1, cookie=i) for i in range(10)))
         await served.held(4)
         assert served.connection.requests_in_flight == 4
@@ -167,7 +75,7 @@ def test_requests_in_flight_stop_at_the_limit_and_go_on_after(run: Run) -> None:
 
 def test_bytes_in_flight_stop_at_the_limit_and_go_on_after(run: Run) -> None:
     async def scenario() -> None:
-        served = Served(ConnectionLimits(bytes_in_flight=32 * MIB))
+        served = Served(Limits(in_flight_bytes=32 * MIB))
         await served.client.send(b"".join(read(0, 12 * MIB, cookie=i) for i in range(5)))
         await served.held(2)
         assert served.connection.bytes_in_flight == 24 * MIB
@@ -185,7 +93,7 @@ def test_bytes_in_flight_stop_at_the_limit_and_go_on_after(run: Run) -> None:
 
 def test_client_that_takes_no_replies_is_not_read_any_further(run: Run) -> None:
     async def scenario() -> None:
-        limits = ConnectionLimits(unsent_bytes=MIB, bytes_in_flight=32 * MIB)
+        limits = Limits(unsent_bytes=MIB, in_flight_bytes=32 * MIB)
         served = Served(limits)
         served.backend.answers_at_once = True
         count = 64
@@ -262,7 +170,7 @@ def test_large_payload_waits_for_the_budget_and_then_arrives(run: Run) -> None:
 
 def test_stalled_large_payload_is_dropped(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        served = Served(ConnectionLimits(payload_stall_s=0.05))
+        served = Served(Limits(payload_stall_s=0.05))
         await served.client.send(write(0, bytes(4 * MIB))[: 2 * MIB])
         await served.closed()
         served.assert_ended_once()
@@ -273,7 +181,7 @@ def test_stalled_large_payload_is_dropped(run: Run, caplog: pytest.LogCaptureFix
 
 def test_stalled_small_payload_may_take_its_time(run: Run) -> None:
     async def scenario() -> None:
-        served = Served(ConnectionLimits(payload_stall_s=0.01))
+        served = Served(Limits(payload_stall_s=0.01))
         data = write(0, bytes(4096), cookie=8)
         await served.client.send(data[:100])
         await eventually(lambda: served.connection.bytes_received == 100, "a part is there")
@@ -311,7 +219,7 @@ def test_everything_received_is_answered_before_the_end(run: Run, ending: str) -
 
 def test_disconnect_at_the_request_limit_still_answers_all(run: Run) -> None:
     async def scenario() -> None:
-        served = Served(ConnectionLimits(requests_in_flight=3))
+        served = Served(Limits(in_flight_requests=3))
         served.backend.answers_at_once = True
         await served.client.send(
             b"".join(write(i, b"x", cookie=i) for i in range(20)) + disc() + write(0, b"late")
@@ -352,7 +260,7 @@ def test_finish_answers_what_was_received_and_closes(run: Run) -> None:
 
 def test_finish_at_the_request_limit_still_answers_what_is_buffered(run: Run) -> None:
     async def scenario() -> None:
-        served = Served(ConnectionLimits(requests_in_flight=3))
+        served = Served(Limits(in_flight_requests=3))
         await served.client.send(b"".join(write(i, b"x", cookie=i) for i in range(20)))
         await served.held(3)
         served.connection.finish()
@@ -482,10 +390,3 @@ def test_counters_tell_requests_bytes_and_errors(run: Run) -> None:
         served.assert_ended_once()
 
     run(scenario())
-
-
-def test_limits_that_would_stop_every_request_are_refused() -> None:
-    with pytest.raises(ValueError, match="limits"):
-        ConnectionLimits(bytes_in_flight=MIB)
-    with pytest.raises(ValueError, match="limits"):
-        ConnectionLimits(requests_in_flight=0)

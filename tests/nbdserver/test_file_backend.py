@@ -6,75 +6,22 @@ import asyncio
 import errno
 import logging
 import os
-import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbdserver import file_backend, zeroing
 from nbdserver import protocol as nbd
-from nbdserver.connection import Connection, State
-from nbdserver.export import ExportInfo
+from nbdserver import zeroing
+from nbdserver.connection import Connection
 from nbdserver.file_backend import FileBackend
 from tests.nbdserver.conftest import DISK_BYTES, Run
-from tests.nbdserver.wire import LoopClient, eventually, read, request, write
+from tests.nbdserver.served_file import Gate, ServedFile
+from tests.nbdserver.wire import eventually, read, request, write
 
 MIB = 1 << 20
 FUA = nbd.NBD_CMD_FLAG_FUA
-
-
-class ServedFile:
-    """A file backend and any number of connections to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.backend = FileBackend(self.loop, path)
-        self.connections: list[Connection] = []
-        self.client = self.another()
-
-    def another(self) -> LoopClient:
-        ours, theirs = socket.socketpair()
-        export = ExportInfo("", self.backend.size_bytes, can_multi_conn=True)
-        connection = Connection(self.loop, ours, export, self.backend)
-        connection.start()
-        self.connections.append(connection)
-        return LoopClient(theirs)
-
-    async def ask(self, data: bytes, client: LoopClient | None = None) -> int:
-        client = client or self.client
-        await client.send(data)
-        return (await client.reply())[0]
-
-    async def read(self, offset: int, length: int) -> bytes:
-        assert await self.ask(read(offset, length)) == 0
-        return await self.client.receive(length)
-
-    async def close(self) -> None:
-        for connection in self.connections:
-            connection.finish()
-        await eventually(
-            lambda: all(each.state is State.CLOSED for each in self.connections), "all closed"
-        )
-        self.backend.close()
-
-
-class Gate:
-    """Stands in for a system call: each call waits until `open()`; counts calls begun."""
-
-    def __init__(self, real: Any) -> None:
-        self.begun = 0
-        self._real = real
-        self._opened = threading.Event()
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.begun += 1
-        assert self._opened.wait(20)
-        return self._real(*arguments, **options)
-
-    def open(self) -> None:
-        self._opened.set()
 
 
 @pytest.mark.parametrize("length", [1, 4096, 64 << 10, MIB, 3 * MIB, 32 * MIB])
@@ -344,8 +291,8 @@ def test_file_system_without_nowait_is_read_directly(
 def test_abandoned_connection_is_idle_only_after_its_thread_is_done(
     monkeypatch: pytest.MonkeyPatch, disk: Path
 ) -> None:
-    gate = Gate(zeroing.zero_range)
-    monkeypatch.setattr(file_backend, "zero_range", gate)
+    gate = Gate(zeroing.fallocate)
+    monkeypatch.setattr(zeroing, "fallocate", gate)
 
     async def scenario() -> None:
         served = ServedFile(disk)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nbdserver.errors import ListenError
+from nbdserver.limits import Limits
 from nbdserver.listening import (
     client_address,
     listen_on_tcp,
@@ -91,6 +92,24 @@ def test_client_socket_is_prepared_for_large_replies_without_delay() -> None:
             assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             port = theirs.getsockname()[1]
             assert client_address(ours) == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("half_open_s", "options"), [(60.0, (30, 10, 3, 60_000)), (1.0, (1, 1, 3, 1000))]
+)
+def test_kernel_is_told_when_a_silent_client_is_gone(
+    half_open_s: float, options: tuple[int, int, int, int]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        theirs = socket.create_connection(listening.getsockname())
+        ours, _ = listening.accept()
+        with theirs, ours:
+            prepare_client_socket(ours, Limits(half_open_s=half_open_s))
+            names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            found = [ours.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+            assert tuple(found) == options
+            prepare_client_socket(theirs, Limits(half_open_s=0))
+            assert not theirs.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 def test_unix_client_is_named_by_its_process(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import nbd
 import pytest
 
-from nbdserver.__main__ import parse_address
+from nbdserver.protocol import Option, Reply
 from tests.nbdserver.serving import ROOT, ServerProcess, wait_for
-from tests.nbdserver.wire import RawClient, request, write
+from tests.nbdserver.wire import RawClient, go, option, request, write
 
 
 def ended(*arguments: str) -> tuple[int, str]:
@@ -39,13 +42,12 @@ def test_ready_line_names_both_addresses_and_the_size(server: ServerProcess) -> 
     ("arguments", "status", "words"),
     [
         (("{disk}",), 2, "say where to listen"),
-        (("{disk}", "--listen", "host:http"), 2, "--listen"),
-        (("{disk}", "--listen", "host:70000"), 2, "--listen"),
         (("{folder}/missing", "--socket", "{folder}/s"), 8, "does not exist"),
         (("{folder}", "--socket", "{folder}/s"), 8, "directory"),
         (("{disk}", "--socket", "{disk}"), 8, "not a socket"),
         (("{disk}", "--socket", "{folder}/none/s"), 8, "No such file"),
-        (("{disk}", "--socket", "{folder}/s", "--name", "x" * 5000), 2, "--name"),
+        (("/dev/null", "--socket", "{folder}/s"), 8, "neither"),
+        (("{disk}", "--socket", "{folder}/s", "--block-size=3"), 8, "power of two"),
     ],
 )
 def test_mistakes_are_explained_with_the_right_status(
@@ -119,15 +121,90 @@ def test_violation_is_one_line_in_the_log(server: ServerProcess) -> None:
     assert line.endswith(": dropped: request magic 0x00000001 is wrong")
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("host:1", ("host", 1)),
-        ("host", ("host", 10809)),
-        (":1234", ("", 1234)),
-        ("[::1]:5", ("::1", 5)),
-        ("[::1]", ("::1", 10809)),
-    ],
-)
-def test_address_forms_are_all_understood(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
+def test_several_exports_are_announced_listed_and_kept_apart(disk: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.img"
+    other.write_bytes(b"never written" + bytes(4083))
+    with ServerProcess(disk, tmp_path, "--ro", f"iso={other}", "--description=two disks") as server:
+        wait_for(lambda: len(server.lines) == 2, "both are announced")
+        assert f"/disk.img?socket={server.socket} " in server.lines[0]
+        assert f"/iso?socket={server.socket} " in server.lines[1]
+        assert server.lines[1].endswith("(4096 bytes)")
+        with RawClient.to_unix(server.socket) as client:
+            client.greet().send(option(Option.LIST))
+            listed = [client.option_reply().data for _ in range(3)]
+            assert listed == [b"\0\0\0\x08disk.imgtwo disks", b"\0\0\0\3isotwo disks", b""]
+        with RawClient.to_unix(server.socket) as client:
+            assert client.go(b"iso") == 4096
+            assert client.ask(write(0, b"x")) == 1
+            assert client.ask_read(0, 13) == b"never written"
+        with RawClient.to_unix(server.socket) as client:
+            client.go(b"disk.img")
+            assert client.ask(write(0, b"x")) == 0
+
+
+def test_counters_are_printed_on_request(server: ServerProcess) -> None:
+    with RawClient.to_unix(server.socket) as client:
+        client.go()
+        assert client.ask(write(0, b"12345")) == 0
+        server.process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: bool(server.log), "they are printed")
+    counted = json.loads(server.log[0].removeprefix("nbdserver: "))
+    assert counted["transmission"]["bytes_written"] == 5
+    assert counted["handshakes"]["agreed"] == 1
+    assert counted["now"]["clients"] == 1
+
+
+def test_limits_of_the_command_line_are_kept(disk: Path, tmp_path: Path) -> None:
+    limits = ("--limit=clients=1", "--limit=handshake_deadline_s=0.2", "--limit=idle_s=0.5")
+    with ServerProcess(disk, tmp_path, *limits) as server:
+        with RawClient.to_unix(server.socket) as silent:
+            assert silent.is_closed_by_server()
+        with RawClient.to_unix(server.socket) as client, RawClient.to_unix(server.socket) as more:
+            client.go()
+            more.greet().send(go())
+            assert more.option_reply().data == b"1 clients are connected, which is the limit"
+            assert client.is_closed_by_server()
+
+
+def test_block_sizes_of_the_command_line_are_told_and_kept(disk: Path, tmp_path: Path) -> None:
+    with (
+        ServerProcess(disk, tmp_path, "--block-size=4096,65536,1048576") as server,
+        RawClient.to_unix(server.socket) as client,
+    ):
+        client.greet().send(go())
+        assert client.option_reply().type == Reply.INFO
+        assert client.option_reply().data == struct.pack(">HIII", 3, 4096, 65536, 1 << 20)
+        assert client.option_reply().type == Reply.ACK
+        assert client.ask(write(512, bytes(4096))) == 22
+        assert client.ask(write(0, bytes((1 << 20) + 4096))) == 22
+        assert client.ask(write(4096, bytes(1 << 20))) == 0
+
+
+def test_sockets_of_whoever_started_it_are_served(disk: Path) -> None:
+    handle = nbd.NBD()
+    command = [sys.executable, "-m", "nbdserver", str(disk)]
+    old = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        handle.connect_systemd_socket_activation(command)
+    finally:
+        os.chdir(old)
+    handle.pwrite(b"activated", 100)
+    assert handle.pread(9, 100) == b"activated"
+    handle.shutdown()
+    del handle
+    assert disk.read_bytes()[100:109] == b"activated"
+
+
+def test_sockets_meant_for_another_process_are_not_served(disk: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nbdserver", str(disk)],
+        cwd=ROOT,
+        env=os.environ | {"LISTEN_FDS": "1", "LISTEN_PID": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 8
+    assert "for another process" in done.stderr

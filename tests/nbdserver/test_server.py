@@ -13,9 +13,10 @@ import pytest
 
 from nbdserver.errors import ListenError
 from nbdserver.export import ExportInfo, Refusal
-from nbdserver.handshake import HandshakeLimits
+from nbdserver.handshake import Agreed
+from nbdserver.limits import Limits
 from nbdserver.protocol import Option, Reply
-from nbdserver.server import Server, ServerLimits
+from nbdserver.server import Server
 from tests.nbdserver.conftest import Run
 from tests.nbdserver.wire import (
     FIXED_NEWSTYLE_NO_ZEROES,
@@ -42,7 +43,7 @@ class OneExport:
         self.cancelled = 0
         self.bug: Exception | None = None
 
-    async def find(self, name: str) -> ExportInfo | Refusal:
+    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
         self.asked.append(name)
         if self.bug is not None:
             raise self.bug
@@ -60,10 +61,10 @@ class OneExport:
 class Front:
     """A server on a Unix socket that keeps what it was agreed on."""
 
-    def __init__(self, folder: Path, limits: ServerLimits | None = None) -> None:
+    def __init__(self, folder: Path, limits: Limits | None = None) -> None:
         self.lookup = OneExport()
         self.path = folder / "front.sock"
-        self.agreed: list[tuple[socket.socket, ExportInfo, bytes, str]] = []
+        self.agreed: list[tuple[socket.socket, Agreed, str]] = []
         self.server = Server(self.lookup, lambda *agreed: self.agreed.append(agreed), limits)
         self.server.listen_unix(self.path)
 
@@ -82,8 +83,8 @@ class Front:
         assert not self.path.exists()
 
 
-def limits(deadline_s: float = 10.0, **counts: int) -> ServerLimits:
-    return ServerLimits(handshake=HandshakeLimits(deadline_s=deadline_s), **counts)
+def limits(deadline_s: float = 10.0, **counts: int) -> Limits:
+    return Limits(handshake_deadline_s=deadline_s, **counts)
 
 
 def test_agreed_socket_is_handed_on_with_every_later_byte(run: Run, tmp_path: Path) -> None:
@@ -92,7 +93,8 @@ def test_agreed_socket_is_handed_on_with_every_later_byte(run: Run, tmp_path: Pa
         early = read(0, 1, cookie=1) + read(0, 2, cookie=2)[:5]
         client = await front.client(FIXED_NEWSTYLE_NO_ZEROES + go(b"vol") + early)
         await eventually(lambda: bool(front.agreed), "they agree")
-        sock, export, leftover, peer_name = front.agreed[0]
+        sock, agreed, peer_name = front.agreed[0]
+        leftover = agreed.leftover
         late = read(0, 2, cookie=2)[5:]
         await client.send(late)
         rest = early[len(leftover) :] + late
@@ -101,7 +103,7 @@ def test_agreed_socket_is_handed_on_with_every_later_byte(run: Run, tmp_path: Pa
             received += await asyncio.get_running_loop().sock_recv(sock, 1000)
         assert received == early + late
         assert rest.endswith(late)
-        assert export is EXPORT
+        assert agreed.export is EXPORT
         assert peer_name.startswith("unix pid ")
         assert len(await client.receive(GREETING_BYTES + GO_REPLY_BYTES)) == 18 + GO_REPLY_BYTES
         assert (front.server.clients, front.server.counters.agreed) == (1, 1)
@@ -122,7 +124,7 @@ def test_byte_at_a_time_client_gets_the_same(run: Run, tmp_path: Path) -> None:
             await asyncio.sleep(0)
         await eventually(lambda: bool(front.agreed), "they agree")
         assert front.lookup.asked == ["nope", "vol"]
-        assert front.agreed[0][2] == b""
+        assert front.agreed[0][1].leftover == b""
         client.close()
         await front.stop()
 

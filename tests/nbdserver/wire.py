@@ -57,6 +57,84 @@ def disc() -> bytes:
     return request(nbd.NBD_CMD_DISC)
 
 
+def extended_request(
+    command: int,
+    offset: int = 0,
+    length: int = 0,
+    payload: bytes = b"",
+    flags: int = 0,
+    cookie: int = 0,
+) -> bytes:
+    """A request with a 64-bit length; a payload brings its flag with it."""
+    if payload:
+        flags |= 1 << 5
+    header = struct.pack(">IHHQQQ", 0x21E41C71, flags, command, cookie, offset, length)
+    return header + payload
+
+
+def context_data(name: bytes, *queries: bytes) -> bytes:
+    parts = [struct.pack(">I", len(name)), name, struct.pack(">I", len(queries))]
+    for query in queries:
+        parts += [struct.pack(">I", len(query)), query]
+    return b"".join(parts)
+
+
+def simple_reply(cookie: int, error: int = 0) -> bytes:
+    return struct.pack(">IIQ", 0x67446698, error, cookie)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A structured reply chunk, or one with an extended header (then `offset` is the request's)."""
+
+    flags: int
+    type: int
+    cookie: int
+    payload: bytes
+    offset: int | None = None
+
+    @property
+    def done(self) -> bool:
+        return bool(self.flags & 1)
+
+    def error(self) -> tuple[int, str, bytes]:
+        """(error, text, what follows the text) of an error chunk."""
+        assert self.type & 1 << 15
+        error, length = struct.unpack_from(">IH", self.payload)
+        assert len(self.payload) >= 6 + length
+        return error, self.payload[6 : 6 + length].decode(), self.payload[6 + length :]
+
+    def extents(self) -> tuple[int, list[tuple[int, int]]]:
+        """(context id, [(length, status)]) of a status chunk."""
+        if self.type == 5:
+            (context,) = struct.unpack_from(">I", self.payload)
+            return context, list(struct.iter_unpack(">II", self.payload[4:]))
+        assert self.type == 6
+        context, count = struct.unpack_from(">II", self.payload)
+        found = list(struct.iter_unpack(">QQ", self.payload[8:]))
+        assert count in (0, len(found))
+        return context, found
+
+
+def chunks(received: bytes) -> list[Chunk]:
+    """Every chunk in `received`, which must end with a complete one."""
+    found = []
+    while received:
+        (magic,) = struct.unpack_from(">I", received)
+        offset = None
+        if magic == 0x668E33EF:
+            size = 20
+            _, flags, kind, cookie, length = struct.unpack_from(">IHHQI", received)
+        else:
+            assert magic == 0x6E8A278C, hex(magic)
+            size = 32
+            _, flags, kind, cookie, offset, length = struct.unpack_from(">IHHQQQ", received)
+        assert len(received) >= size + length, "half a chunk"
+        found.append(Chunk(flags, kind, cookie, received[size : size + length], offset))
+        received = received[size + length :]
+    return found
+
+
 @dataclass(frozen=True)
 class OptionReply:
     option: int
@@ -127,9 +205,14 @@ class RawClient:
         self.send(flags)
         return self
 
-    def go(self, name: bytes = b"") -> int:
-        """Begin transmission; the size of the export in bytes."""
+    def go(self, name: bytes = b"", *options: bytes) -> int:
+        """Begin transmission; the size of the export in bytes. `options` come before, and each must
+        be acknowledged."""
         self.greet()
+        for each in options:
+            self.send(each)
+            while (reply := self.option_reply()).type != nbd.Reply.ACK:
+                assert reply.type == nbd.Reply.META_CONTEXT, reply
         self.send(go(name))
         size = -1
         while (reply := self.option_reply()).type != nbd.Reply.ACK:
@@ -143,6 +226,21 @@ class RawClient:
         magic, error, cookie = struct.unpack(">IIQ", self.receive(16))
         assert magic == nbd.NBD_SIMPLE_REPLY_MAGIC
         return error, cookie
+
+    def chunk(self) -> Chunk:
+        """The next structured or extended chunk."""
+        magic = self.receive(4)
+        header = magic + self.receive(16 if magic == b"\x66\x8e\x33\xef" else 28)
+        length = int.from_bytes(header[-4 if len(header) == 20 else -8 :], "big")
+        (found,) = chunks(header + self.receive(length))
+        return found
+
+    def chunks_of_one_reply(self) -> list[Chunk]:
+        """Chunks up to the one that says it is the last."""
+        found = [self.chunk()]
+        while not found[-1].done:
+            found.append(self.chunk())
+        return found
 
     def ask(self, data: bytes) -> int:
         """Send one request without answer data; the error of its reply."""

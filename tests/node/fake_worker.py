@@ -95,7 +95,9 @@ class FakeWorker:
                 self._request(message["id"], message["verb"], message["args"])
             case "client":
                 leftover = base64.b64decode(message["leftover"])
-                self._serve(fds.pop(), message["export"]["name"].encode() + b"|" + leftover)
+                self._serve(
+                    fds.pop(), message["agreed"]["export"]["name"].encode() + b"|" + leftover
+                )
             case "peer":
                 self._serve(fds.pop(), message["from"].encode() + b"|")
             case "stop":

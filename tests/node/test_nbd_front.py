@@ -18,6 +18,7 @@ import nbd
 import pytest
 
 from nbdserver.export import ExportInfo, Refusal
+from nbdserver.limits import Limits
 from nbdserver.protocol import Option, Reply
 from repl.node import nbd_front
 from repl.node.nbd_front import NbdFront
@@ -149,9 +150,9 @@ def test_client_that_comes_right_after_the_promotion_is_granted(tmp_path: Path) 
             front = NbdFront((), "alpha", supervisor.workers, hold_secondary=False)
             for _ in range(20):
                 await supervisor.request("r0", "promote", {}, 20.0)
-                assert isinstance(await front.find("r0"), ExportInfo)
+                assert isinstance(await front.find("r0", Option.GO), ExportInfo)
                 await supervisor.request("r0", "demote", {}, 20.0)
-                assert isinstance(await front.find("r0"), Refusal)
+                assert isinstance(await front.find("r0", Option.GO), Refusal)
 
     run(scenario)
 
@@ -292,5 +293,49 @@ def test_libnbd_lists_volumes_with_their_roles_and_logs_the_reason_of_a_refusal(
             await promoted(supervisor)
             _, outcome = await loop.run_in_executor(None, asked_by_libnbd, path)
             assert outcome == 1 << 20
+
+    run(scenario)
+
+
+def test_context_of_every_peer_is_offered(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(configuration(tmp_path)) as supervisor:
+            await promoted(supervisor)
+            front = NbdFront((), "alpha", supervisor.workers, hold_secondary=False)
+            export = await front.find("r0", Option.LIST_META_CONTEXT)
+            assert isinstance(export, ExportInfo)
+            assert export.contexts == ("base:allocation", "x-repl:out-of-sync:beta")
+            assert export.can_fast_zero
+
+    run(scenario)
+
+
+def test_client_beyond_the_limit_is_refused_by_go_and_may_still_look(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(configuration(tmp_path)) as supervisor:
+            await promoted(supervisor)
+            worker = supervisor.workers["r0"]
+            front = NbdFront(
+                (), "alpha", supervisor.workers, hold_secondary=False, limits=Limits(clients=2)
+            )
+            worker._last_volume = worker._last_volume | {"clients": 2}
+            refusal = await front.find("r0", Option.GO)
+            assert refusal == Refusal(Reply.ERR_POLICY, "2 clients are attached to r0, the limit")
+            assert isinstance(await front.find("r0", Option.INFO), ExportInfo)
+            assert front.totals()["over_limit"] == 1
+
+    run(scenario)
+
+
+def test_status_of_the_node_counts_negotiations(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(configuration(tmp_path)) as supervisor:
+            async with Client(socket_of(tmp_path)) as client:
+                await client.ask(Option.GO, "r9")
+                assert (await client.replies())[0][0] == Reply.ERR_UNKNOWN
+                counted = supervisor.last_status()["nbd"]
+                assert (counted["accepted"], counted["handshakes"]) == (1, 1)
+            worker = supervisor.workers["r0"]
+            await until(worker, lambda: supervisor.last_status()["nbd"]["ended"] == 1)
 
     run(scenario)

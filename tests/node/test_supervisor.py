@@ -186,7 +186,11 @@ def test_worker_gets_its_settings_and_its_events_reach_the_log(tmp_path: Path) -
                     "backing": str(tmp_path / "r0.img"),
                     "preallocate": False,
                 }
-                assert settings["peer"] == {"name": "beta", "addresses": ["127.0.0.1:7799"]}
+                assert settings["peer"] == {
+                    "name": "beta",
+                    "addresses": ["127.0.0.1:7799"],
+                    "fingerprint": "",
+                }
                 assert settings["listen_peer_port"] == config.node.listen.port  # type: ignore[union-attr]
                 assert settings["timeouts"]["peer_timeout_s"] == 5.0
                 event = {"time_s": 1.5, "volume": "r0", "level": "warning", "text": "It is slow."}

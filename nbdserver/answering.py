@@ -1,0 +1,136 @@
+"""The answering half of a connection: what a backend calls, and what is in flight until it does.
+
+Owns the counts of requests and bytes in flight and this client's charge on the shared budget. A
+request is answered exactly once, on the connection it came from; an answer after the end goes
+nowhere but is counted, and the last one makes the connection idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping, Sequence
+
+from nbdserver.buffers import ByteBudget, Chunk
+from nbdserver.client_socket import ClientSocket
+from nbdserver.errors import LocalError
+from nbdserver.protocol import NBD_CMD_READ
+from nbdserver.replies import Data, Extents, Part, ReplyQueue
+from nbdserver.requests import Request
+
+
+class AnsweringHalf(ClientSocket):
+    """Base of `Connection`."""
+
+    __slots__ = (
+        "_budget",
+        "_charged_bytes",
+        "_closed",
+        "_read_bytes_in_flight",
+        "bytes_in_flight",
+        "errors",
+        "requests_in_flight",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        leftover: bytes,
+        replies: ReplyQueue,
+        budget: ByteBudget,
+    ) -> None:
+        super().__init__(loop, sock, leftover, replies)
+        self._budget = budget
+        self._charged_bytes = 0
+        self._closed = False
+        self._read_bytes_in_flight = 0
+        self.requests_in_flight = 0
+        self.bytes_in_flight = 0
+        self.errors = 0
+
+    def reply(
+        self,
+        request: Request,
+        error: int = 0,
+        data: Data | Sequence[Data] | None = None,
+        hold: Chunk | None = None,
+        text: str = "",
+        at: int | None = None,
+    ) -> None:
+        """Queue the one answer to `request` and give up its hold on its chunk.
+
+        `error` is a Linux errno; `text` says why and `at` is the first byte at fault, both told to
+        clients that can be told. `data` is what a READ asked for, `request.length` bytes in one
+        piece or several; it must stay unchanged until it is sent. If it lies in a chunk, `hold`
+        is released then. Raises LocalError for an answered request or data of another length.
+        """
+        if request.connection is not self:
+            raise LocalError("a request was answered twice, or on another connection")
+        try:
+            if self._closed or error:
+                if hold is not None:
+                    hold.release()
+                if error:
+                    self.errors += 1
+                    if not self._closed:
+                        self._replies.add_error(request, error, text, at)
+            elif request.command == NBD_CMD_READ:
+                self._replies.add_data(request, data, hold)
+            else:
+                self._replies.add_success(request)
+        finally:
+            self._done(request)
+
+    def reply_sparse(
+        self, request: Request, parts: Sequence[Part], hold: Chunk | None = None
+    ) -> None:
+        """As `reply` with data, for a READ that met holes: data, and lengths of holes, in order."""
+        if request.connection is not self:
+            raise LocalError("a request was answered twice, or on another connection")
+        try:
+            if not self._closed:
+                self._replies.add_parts(request, parts, hold)
+            elif hold is not None:
+                hold.release()
+        finally:
+            self._done(request)
+
+    def reply_status(self, request: Request, statuses: Mapping[int, Extents]) -> None:
+        """Queue the answer to a BLOCK_STATUS: for every context that it asks about, by id, the
+        (length, status) of consecutive ranges from the request's offset on."""
+        if request.connection is not self:
+            raise LocalError("a request was answered twice, or on another connection")
+        try:
+            if not self._closed:
+                self._replies.add_status(request, statuses)
+        finally:
+            self._done(request)
+
+    def _done(self, request: Request) -> None:
+        """The request is answered, or will never be."""
+        request.connection = None
+        self.requests_in_flight -= 1
+        chunk = request.chunk
+        if chunk is not None:
+            self.bytes_in_flight -= request.length
+            chunk.release()
+        elif request.command == NBD_CMD_READ:
+            self.bytes_in_flight -= request.length
+            self._read_bytes_in_flight -= request.length
+        if self._closed and not self.requests_in_flight:
+            self._idle()
+
+    def _recharge(self) -> None:
+        """Tell the shared budget what this client's reads and unsent replies hold now."""
+        held = self._read_bytes_in_flight + self._replies.unsent_bytes
+        change = held - self._charged_bytes
+        self._charged_bytes = held
+        if change > 0:
+            self._budget.force(change)
+        elif change:
+            self._budget.give(-change)
+
+    def _idle(self) -> None:
+        """The connection is closed and its last request is done."""
+        raise NotImplementedError

@@ -1,0 +1,108 @@
+"""A client's socket on the loop: received into a given place, queued replies sent, closed once.
+
+Owns the socket, its place in the loop and what is queued for it. Knows nothing of requests; the
+`Connection` on top decides when to read and what to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from typing import Final
+
+from nbdserver.replies import ReplyQueue
+
+LAST_LOOK_BYTES: Final = 64 << 10  # read and thrown away before closing
+
+_GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+
+
+class ClientSocket:
+    """Base of `Connection`, which implements the two callbacks. The socket becomes its own."""
+
+    __slots__ = ("_descriptor", "_leftover", "_loop", "_reading", "_replies", "_sock", "_writing")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        leftover: bytes,
+        replies: ReplyQueue,
+    ) -> None:
+        """`leftover` was received from `sock` already and comes before everything else."""
+        self._loop = loop
+        self._sock = sock
+        self._descriptor = sock.fileno()
+        self._leftover = leftover
+        self._replies = replies
+        self._reading = self._writing = False
+
+    def _on_readable(self) -> None:
+        raise NotImplementedError
+
+    def _on_writable(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Replies that the socket has not taken yet."""
+        return self._replies.unsent_bytes
+
+    def _read_on(self) -> None:
+        self._reading = True
+        self._loop.add_reader(self._descriptor, self._on_readable)
+
+    def _read_off(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._descriptor)
+
+    def _receive_into(self, room: memoryview) -> int:
+        """How many bytes came, 0 at the end. Raises OSError, BlockingIOError if none is there."""
+        if not self._leftover:
+            return self._sock.recv_into(room)
+        count = min(len(self._leftover), len(room))
+        room[:count] = self._leftover[:count]
+        self._leftover = self._leftover[count:]
+        return count
+
+    def _send_queued(self) -> bool:
+        """Send until done or the socket is full; then the loop calls. Raises OSError.
+
+        Returns whether the loop has just been asked to call.
+        """
+        replies = self._replies
+        replies.send_to(self._sock)
+        if replies.pieces:
+            if not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._descriptor, self._on_writable)
+                return True
+        elif self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._descriptor)
+        return False
+
+    def _peer_is_gone(self) -> bool:
+        """Whether the other end has closed, wholly or for sending, even if not all is read yet."""
+        poll = select.poll()
+        poll.register(self._descriptor, _GONE)
+        return bool(poll.poll(0))
+
+    def _shut_down(self) -> None:
+        """Say goodbye such that replies are not lost to the reset that unread bytes cause."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            self._sock.recv(LAST_LOOK_BYTES)
+        except OSError:
+            pass  # The client is gone already, or has sent nothing more.
+
+    def _close_socket(self) -> None:
+        self._read_off()
+        if self._writing:
+            self._loop.remove_writer(self._descriptor)
+            self._writing = False
+        self._sock.close()
+        self._leftover = b""
+        self._replies.discard()

@@ -1,0 +1,79 @@
+"""What happened to clients, in numbers that only grow. Nothing here decides anything.
+
+Connections add themselves when they end, so that counting costs nothing per request; who shows
+totals adds the living ones with `TransmissionCounters.with_living`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbdserver.connection import Connection
+
+
+@dataclass(slots=True)
+class HandshakeCounters:
+    """Negotiations since the start."""
+
+    accepted: int = 0
+    agreed: int = 0
+    ended: int = 0  # left or were refused, by the rules
+    dropped: int = 0  # broke a rule
+    timed_out: int = 0
+    over_limit: int = 0  # turned away because a limit was reached
+
+
+class End(Enum):
+    """Why a connection in transmission ended; the value is the counter's name."""
+
+    FINISHED = "finished"  # said goodbye or half-closed, and got every answer
+    HUNG_UP = "hung_up"  # the socket broke
+    VIOLATION = "violations"  # sent bytes that cannot be followed
+    STALLED = "stalled"  # held what others need and did not go on
+    IDLE = "idle"  # asked nothing for longer than allowed
+    ABANDONED = "abandoned"  # closed by us: the export is not served any more
+    BUG = "bugs"  # our own error; this client paid for it
+
+
+@dataclass(slots=True)
+class TransmissionCounters:
+    """Transmission since the start: work done, and how connections ended."""
+
+    connections: int = 0
+    requests: int = 0
+    errors: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    limit_waits: int = 0  # turns after which a client was not read because of its limits
+    finished: int = 0
+    hung_up: int = 0
+    violations: int = 0
+    stalled: int = 0
+    idle: int = 0
+    abandoned: int = 0
+    bugs: int = 0
+
+    def ended(self, connection: Connection, end: End) -> None:
+        """Add a connection that ended."""
+        self._add(connection)
+        setattr(self, end.value, getattr(self, end.value) + 1)
+
+    def with_living(self, connections: Iterable[Connection]) -> TransmissionCounters:
+        """These totals and what the given connections, which have not ended, did so far."""
+        total = dataclasses.replace(self)
+        for connection in connections:
+            total._add(connection)
+        return total
+
+    def _add(self, connection: Connection) -> None:
+        self.connections += 1
+        self.requests += connection.requests
+        self.errors += connection.errors
+        self.bytes_read += connection.bytes_read
+        self.bytes_written += connection.bytes_written
+        self.limit_waits += connection.limit_waits
