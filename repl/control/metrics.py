@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from repl.control.nbd_metrics import nbd_families
 from repl.control.schema import Backend, JsonObject
 
 ROLES: Final = ("primary", "secondary")
@@ -70,6 +71,7 @@ class VolumeCollector(Collector):
             problem.add_metric([volume["name"]], volume.get("problem") is not None)
         yield problem
         yield from _peer_families(volumes)
+        yield from nbd_families(status)
 
 
 def _states(

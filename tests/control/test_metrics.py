@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import aiohttp
@@ -10,7 +11,9 @@ import pytest
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from nbdserver.counters import End, HandshakeCounters, TransmissionCounters
 from repl.control.metrics import CONNECTION_STATES, DISK_STATES, ROLES, MetricsServer
+from repl.control.nbd_metrics import CONNECTION_ENDS, HANDSHAKE_OUTCOMES
 from repl.control.schema import JsonObject
 from repl.node.listeners import listen_tcp
 from repl.node.volume_status import unknown_volume
@@ -26,6 +29,8 @@ R0: JsonObject = {
     "clients": 3,
     "problem": None,
     "peers": [{"name": "beta", "connection_state": "connecting", "out_of_sync_bytes": 8192}],
+    "nbd": dataclasses.asdict(TransmissionCounters(requests=70, bytes_read=4096, stalled=2))
+    | {"over_limit": 5, "bytes_held": 1 << 20},
 }
 
 
@@ -34,6 +39,8 @@ class StatusBackend(RecordingBackend):
         return {
             "node": "alpha",
             "version": "9.9",
+            "nbd": dataclasses.asdict(HandshakeCounters(accepted=9, timed_out=4))
+            | {"handshakes": 1, "held": 0},
             "volumes": [R0, unknown_volume("r1", 4096, ()) | {"problem": {"code": "UNEXPECTED"}}],
         }
 
@@ -97,3 +104,26 @@ def test_states_are_sets_of_which_exactly_one_is_true() -> None:
         assert connection == [0, 1, 0, 0, 0]
 
     run(scenario)
+
+
+def test_scrape_shows_what_nbd_clients_did() -> None:
+    async def scenario() -> None:
+        found = await scraped()
+        assert found[("repl_nbd_accepted_total",)] == 9
+        assert found[("repl_nbd_handshakes_total", "timed_out")] == 4
+        assert found[("repl_nbd_handshakes_in_progress",)] == 1
+        assert found[("repl_volume_nbd_requests_total", "r0")] == 70
+        assert found[("repl_volume_nbd_bytes_read_total", "r0")] == 4096
+        assert found[("repl_volume_nbd_connections_ended_total", "stalled", "r0")] == 2
+        assert found[("repl_volume_nbd_connections_ended_total", "over_limit", "r0")] == 5
+        assert found[("repl_volume_nbd_bytes_held", "r0")] == 1 << 20
+        # A volume whose worker has not spoken has counted nothing.
+        assert ("repl_volume_nbd_requests_total", "r1") not in found
+
+    run(scenario)
+
+
+def test_every_way_to_end_has_its_metric() -> None:
+    assert set(CONNECTION_ENDS) == {end.value for end in End} | {"over_limit"}
+    counted = {field.name for field in dataclasses.fields(HandshakeCounters)}
+    assert set(HANDSHAKE_OUTCOMES) == counted - {"accepted"}
