@@ -23,9 +23,12 @@ python3-libnbd  /usr/lib/python3/dist-packages/nbd.py
 libnbd-bin      nbdfuse
 libnbd-bin      nbdinfo
 libnbd-bin      nbdcopy
+libnbd-bin      nbddump
+nbdkit          nbdkit
 qemu-utils      qemu-img
 qemu-utils      qemu-io
 qemu-system-x86 qemu-system-x86_64
+qemu-system-common qemu-storage-daemon
 fio             fio
 fuse3           fusermount3
 e2fsprogs       mkfs.ext4

@@ -1,36 +1,87 @@
-"""A live pair that other projects' clients use one after the other; copies compared after each."""
+"""One served file and one live pair for all interop tests of a process, checked after each file of
+tests: both copies equal, in sync, and nothing loud in a log."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.daemon import Node
+from tests import libnbd
+from tests.interop.targets import FileTarget, PairTarget, Target
 from tests.pair import Pair
 
 TOOL_DEADLINE_S = 120.0
 
+Tool = Callable[..., str]
+Connect = Callable[..., Any]
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def live_pair() -> Iterator[Pair]:
     with Pair.make() as pair:
         pair.start_in_sync(primary=pair.alpha)
         yield pair
 
 
-@pytest.fixture
-def export(live_pair: Pair) -> Iterator[Node]:
-    """The serving node; after the test both copies must be equal and still in sync."""
-    yield live_pair.alpha
-    live_pair.wait_in_sync()
-    live_pair.assert_copies_equal()
+@pytest.fixture(scope="session")
+def served_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileTarget]:
+    target = FileTarget(tmp_path_factory.mktemp("served"))
+    yield target
+    target.close()
+
+
+@pytest.fixture(scope="module")
+def used_targets() -> Iterator[dict[str, Target]]:
+    """The targets that the tests of this file use, by kind; afterwards they must have settled."""
+    used: dict[str, Target] = {}
+    yield used
+    for target in used.values():
+        target.settle()
+
+
+@pytest.fixture(params=["file", "pair"])
+def export(request: pytest.FixtureRequest, used_targets: dict[str, Target]) -> Target:
+    """The export under test."""
+    if request.param not in used_targets:
+        if request.param == "file":
+            used_targets["file"] = request.getfixturevalue("served_file")
+        else:
+            used_targets["pair"] = PairTarget(request.getfixturevalue("live_pair"))
+    return used_targets[request.param]
 
 
 @pytest.fixture
-def run_tool() -> Callable[..., str]:
+def connect() -> Iterator[Connect]:
+    """Connects libnbd handles; they are gone after the test."""
+    handles: list[Any] = []
+
+    def connected(uri: str, **settings: Any) -> Any:
+        """A handle that checks nothing by itself, so that the server's own checks are seen.
+
+        Keyword arguments name setters of libnbd, called before connecting.
+        """
+        handle = libnbd.load().NBD()
+        handle.set_strict_mode(0)
+        # What the server says of names and block sizes is kept only if asked for.
+        handle.set_full_info(True)
+        for name, value in settings.items():
+            getattr(handle, name)(value)
+        handle.connect_uri(uri)
+        handles.append(handle)
+        return handle
+
+    yield connected
+    for handle in handles:
+        if handle.aio_is_ready():
+            handle.shutdown()
+
+
+@pytest.fixture
+def run_tool() -> Tool:
     def run(*command: str | Path, cwd: Path | None = None) -> str:
         """Run another project's tool, which must succeed; return its standard output."""
         done = subprocess.run(
@@ -46,3 +97,13 @@ def run_tool() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def blank(export: Target, connect: Connect) -> Target:
+    """The export, all of it a hole."""
+    handle = connect(export.uri())
+    handle.trim(handle.get_size(), 0)
+    handle.zero(handle.get_size(), 0)
+    handle.flush()
+    return export

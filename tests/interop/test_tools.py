@@ -1,24 +1,28 @@
-"""nbdinfo, nbdcopy, qemu-img, qemu-io and fio against the primary of a live pair."""
+"""nbdinfo, nbdcopy, nbddump, nbdfuse and fio."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
-from collections.abc import Callable
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.daemon import MIB, Node
+from tests.daemon import MIB, wait_for
+from tests.interop.conftest import Connect, Tool
+from tests.interop.targets import SIZE_BYTES, Target
 
-SIZE_BYTES = 64 * MIB
-Tool = Callable[..., str]
+KIB = 1 << 10
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A sparse image of the volume's size with random data here and there."""
+    """A sparse image of the export's size with random data here and there."""
     path = tmp_path / "source.img"
     generator = random.Random(9)
     with path.open("wb") as file:
@@ -29,76 +33,91 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def test_nbdinfo_describes_the_export(export: Node, run_tool: Tool) -> None:
+def test_nbdinfo_describes_the_export(export: Target, run_tool: Tool) -> None:
     info = json.loads(run_tool("nbdinfo", "--json", export.uri()))
     (described,) = info["exports"]
     assert info["protocol"] == "newstyle-fixed"
+    assert info["structured"] is True
     assert described["export-name"] == "r0"
     assert described["export-size"] == SIZE_BYTES
-    assert described["can_flush"] is True
-    assert described["can_fua"] is True
+    assert described["contexts"] == list(export.contexts)
     assert described["is_read_only"] is False
+    for feature in ("flush", "fua", "trim", "zero", "fast_zero", "cache", "df", "multi_conn"):
+        assert described[f"can_{feature}"] is True, feature
 
 
-def test_nbdinfo_lists_exports_over_tcp(export: Node, run_tool: Tool) -> None:
+def test_nbdinfo_lists_exports_over_tcp(export: Target, run_tool: Tool) -> None:
     listed = json.loads(run_tool("nbdinfo", "--json", "--list", export.tcp_uri("")))
     assert [entry["export-name"] for entry in listed["exports"]] == ["r0"]
 
 
-def test_nbdcopy_in_and_out_gives_the_same_image(
-    export: Node, run_tool: Tool, image: Path, tmp_path: Path
+def test_nbdinfo_maps_holes_and_data(blank: Target, connect: Connect, run_tool: Tool) -> None:
+    handle = connect(blank.uri())
+    handle.pwrite(b"d" * 128 * KIB, 3 * MIB)
+    handle.flush()
+    mapped = json.loads(run_tool("nbdinfo", "--map", "--json", blank.uri()))
+    assert [(each["offset"], each["length"], each["type"]) for each in mapped] == [
+        (0, 3 * MIB, 3),
+        (3 * MIB, 128 * KIB, 0),
+        (3 * MIB + 128 * KIB, SIZE_BYTES - 3 * MIB - 128 * KIB, 3),
+    ]
+
+
+def test_nbdcopy_brings_an_image_in_and_takes_it_out_sparse(
+    blank: Target, run_tool: Tool, image: Path, tmp_path: Path
 ) -> None:
-    run_tool("nbdcopy", "--flush", image, export.uri())
+    run_tool("nbdcopy", "--flush", image, blank.uri())
     back = tmp_path / "back.img"
-    run_tool("nbdcopy", export.uri(), back)
+    run_tool("nbdcopy", blank.uri(), back)
     assert back.read_bytes() == image.read_bytes()
-    assert export.backing().read_bytes() == image.read_bytes()
+    assert blank.backing().read_bytes() == image.read_bytes()
+    # Holes were told, so that they could stay holes.
+    assert os.stat(back).st_blocks * 512 < SIZE_BYTES // 2
 
 
-def test_nbdcopy_with_many_requests_over_tcp_gives_the_same_image(
-    export: Node, run_tool: Tool, image: Path
+@pytest.mark.parametrize("over", ["tcp", pytest.param("unix", marks=pytest.mark.slow)])
+def test_nbdcopy_over_many_connections_gives_the_same_image(
+    export: Target, run_tool: Tool, image: Path, over: str
 ) -> None:
     command = ("nbdcopy", "--requests=64", "--connections=4", "--flush")
-    run_tool(*command, image, export.tcp_uri())
+    run_tool(*command, image, export.tcp_uri() if over == "tcp" else export.uri())
     assert export.backing().read_bytes() == image.read_bytes()
 
 
-def test_qemu_img_converts_into_the_export_and_compares_equal(
-    export: Node, run_tool: Tool, image: Path
-) -> None:
-    run_tool("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, export.uri())
-    compared = run_tool("qemu-img", "compare", "-f", "raw", "-F", "raw", image, export.uri())
-    assert "identical" in compared
+def test_nbddump_prints_what_is_there(blank: Target, connect: Connect, run_tool: Tool) -> None:
+    connect(blank.uri()).pwrite(b"dump me, please!", 4096)
+    printed = run_tool("nbddump", "--length=8192", blank.uri())
+    assert "dump me, please!" in printed
+    assert "0000001000" in printed
 
 
-def test_qemu_img_reads_the_export_into_another_format(
-    export: Node, run_tool: Tool, tmp_path: Path
-) -> None:
-    copy = tmp_path / "copy.qcow2"
-    run_tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", export.tcp_uri(), copy)
-    compared = run_tool("qemu-img", "compare", "-f", "qcow2", "-F", "raw", copy, export.backing())
-    assert "identical" in compared
+@contextlib.contextmanager
+def fuse_mounted(uri: str, folder: Path) -> Iterator[Path]:
+    """The export as a file, by nbdfuse."""
+    file = folder / "nbd"
+    process = subprocess.Popen(["nbdfuse", str(file), uri], stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: file.exists() and file.stat().st_size > 0, 20, "nbdfuse has mounted")
+        yield file
+    finally:
+        subprocess.run(["fusermount3", "-u", str(folder)], check=False, capture_output=True)
+        process.terminate()
+        process.communicate()
 
 
-def test_qemu_io_patterns_are_read_back(export: Node, run_tool: Tool) -> None:
-    commands = (
-        "write -P 0x5a 4k 1M",
-        "write -f -P 0xa5 2M 64k",
-        "write -z 100k 200k",
-        "discard 3M 1M",
-        "aio_write -P 0x77 8M 4M",
-        "aio_flush",
-        "flush",
-        "read -P 0x5a 4k 96k",
-        "read -P 0 100k 200k",
-        "read -P 0x5a 300k 728k",
-        "read -P 0xa5 2M 64k",
-        "read -P 0x77 8M 4M",
-    )
-    arguments = [part for command in commands for part in ("-c", command)]
-    said = run_tool("qemu-io", "-f", "raw", *arguments, export.uri())
-    assert "Pattern verification failed" not in said
-    assert "ERROR" not in said
+def test_nbdfuse_shows_the_export_as_a_file(export: Target, tmp_path: Path) -> None:
+    data = random.Random(4).randbytes(3 * MIB + 17)
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    with fuse_mounted(export.uri(), folder) as file:
+        assert file.stat().st_size == SIZE_BYTES
+        with file.open("r+b", buffering=0) as opened:
+            opened.seek(1000)
+            assert opened.write(data) == len(data)
+            os.fsync(opened.fileno())
+            opened.seek(1000)
+            assert opened.read(len(data)) == data
+    assert export.backing().read_bytes()[1000 : 1000 + len(data)] == data
 
 
 def run_fio(run_tool: Tool, folder: Path, *options: str) -> dict[str, Any]:
@@ -113,7 +132,9 @@ def run_fio(run_tool: Tool, folder: Path, *options: str) -> dict[str, Any]:
     return job
 
 
-def test_fio_verifies_what_it_wrote_at_random(export: Node, run_tool: Tool, tmp_path: Path) -> None:
+def test_fio_verifies_what_it_wrote_at_random(
+    export: Target, run_tool: Tool, tmp_path: Path
+) -> None:
     options = ("--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=16m", "--fsync=256")
     verify = ("--verify=crc32c", "--do_verify=1", "--verify_fatal=1")
     job = run_fio(run_tool, tmp_path, f"--uri={export.uri()}", *options, *verify)
@@ -122,8 +143,9 @@ def test_fio_verifies_what_it_wrote_at_random(export: Node, run_tool: Tool, tmp_
     assert job["read"]["io_bytes"] == 16 * MIB
 
 
+@pytest.mark.slow
 def test_fio_mixes_sizes_and_directions_without_an_error(
-    export: Node, run_tool: Tool, tmp_path: Path
+    export: Target, run_tool: Tool, tmp_path: Path
 ) -> None:
     options = ("--rw=randrw", "--bsrange=512-256k", "--blockalign=512", "--iodepth=16")
     sizes = ("--size=32m", "--io_size=32m")
