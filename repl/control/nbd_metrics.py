@@ -37,7 +37,7 @@ _VOLUME_COUNTERS: Final = (
 def nbd_families(status: JsonObject) -> Iterator[Metric]:
     """The families of the node and of its volumes."""
     node: JsonObject = status.get("nbd", {})
-    if node:
+    if "accepted" in node:
         yield from _node_families(node)
     volumes = [volume for volume in status["volumes"] if volume.get("nbd")]
     yield from _volume_families(volumes)

@@ -169,8 +169,8 @@ class Supervisor:
             "nbd": {
                 "socket": self._config.nbd.socket,
                 "listen": None if self._config.nbd.listen is None else str(self._config.nbd.listen),
-                "totals": self._nbd_front.totals() if self._nbd_front is not None else {},
-            },
+            }
+            | (self._nbd_front.totals() if self._nbd_front is not None else {}),
             "volumes": volumes,
         }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
+from nbdserver.limits import Limits
 from repl.cli.main import cli, main
 from repl.config import Config, TimeoutSettings, load_config
 
@@ -55,6 +57,16 @@ def test_commented_timeouts_are_the_defaults(tmp_path: Path) -> None:
         re.sub(r"^# (?=\[timeouts\]|\w+_s = )", "", text, flags=re.M)
     )
     assert load_config(tmp_path / "alpha.toml").timeouts == TimeoutSettings()
+
+
+def test_commented_limits_are_the_defaults(tmp_path: Path) -> None:
+    text = (EXAMPLES / "alpha.toml").read_text()
+    block = re.search(r"^# \[nbd\.limits\].*?\n\n", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    uncommented = re.sub(r"^# ", "", block[0], flags=re.MULTILINE)
+    (tmp_path / "alpha.toml").write_text(text.replace(block[0], uncommented))
+    assert len(tomllib.loads(uncommented)["nbd"]["limits"]) > 2
+    assert load_config(tmp_path / "alpha.toml").nbd.limits == Limits()
 
 
 def test_insecure_is_explained_where_it_is_set() -> None:
