@@ -32,6 +32,8 @@ _MAGIC = b"LEDGER01"
 
 #: Version numbers are unique in the whole book. 0 is what the volume held before the first write.
 INITIAL = 0
+#: A twin's versions begin so far above its model's.
+TWIN_VERSIONS = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,25 @@ class Ledger:
             return self._zeroes
         stamp = _STAMP.pack(_MAGIC, self.seed, block, version)
         return stamp + hashlib.shake_128(stamp).digest(self.block_bytes - _STAMP.size)
+
+    def twin(self) -> Ledger:
+        """Return a book of the same past, for a copy that is written apart from now on.
+
+        Its versions never equal ones of this book, so that the two copies can be told apart. No
+        client may be writing.
+        """
+        assert not self._entries, "a write is in flight"
+        other = Ledger(
+            self.block_count,
+            seed=self.seed,
+            block_bytes=self.block_bytes,
+            initial=self._initial,
+        )
+        for number, block in self._blocks.items():
+            other._blocks[number] = _Block(set(block.legal), set(block.in_flight))
+        other._zero_versions = set(self._zero_versions)
+        other._next_version = self._next_version + TWIN_VERSIONS
+        return other
 
     # -- keeping the book ------------------------------------------------------------------------
 

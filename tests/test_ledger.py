@@ -139,3 +139,19 @@ def test_disk_that_loses_the_last_acknowledged_write_is_caught(data: st.DataObje
     lost = data.draw(st.integers(0, 3))
     ledger.acknowledge(ledger.begin(lost))
     assert [violation.block for violation in ledger.judge(disk.__getitem__)] == [lost]
+
+
+def test_a_twin_shares_the_past_and_tells_later_writes_apart() -> None:
+    ledger = book(2)
+    before = ledger.begin(0)
+    ledger.acknowledge(before)
+    twin = ledger.twin()
+    mine, theirs = ledger.begin(1), twin.begin(1)
+    ledger.acknowledge(mine)
+    twin.acknowledge(theirs)
+    assert ledger.content(0, before) == twin.content(0, before)
+    assert ledger.content(1, mine) != twin.content(1, theirs)
+    shown = {0: before, 1: theirs}
+    assert twin.judge(lambda number: twin.content(number, shown[number])) == []
+    (violation,) = ledger.judge(lambda number: ledger.content(number, shown[number]))
+    assert violation.block == 1

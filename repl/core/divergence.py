@@ -7,6 +7,7 @@ upper bounds: a block that both sides wrote may hold the same bytes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from repl.core import lineage
@@ -132,8 +133,11 @@ class Divergence:
             union = changed.copy()
             union.merge(self._their_map)
             differing = union.set_bytes
+        # Its mark is set where a client was answered: on the primary's side.
+        twin = next(entry for entry in theirs.lineage if entry.id == ancestor.id)
+        fork = replace(ancestor, answered=ancestor.answered or twin.answered)
         return {
-            "fork": self._generation(ancestor),
+            "fork": self._generation(fork),
             "sides": sorted((here, there), key=lambda side: str(side["node"])),
             "differing_bytes_at_most": differing,
             "differing_known_from_maps": known,

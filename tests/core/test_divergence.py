@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,8 +45,15 @@ COMMON = ("fork", "sides", "differing_bytes_at_most", "differing_known_from_maps
 
 
 def test_both_nodes_show_the_same() -> None:
-    pair = connected(split_pair())
+    pair = split_pair()
+    # The primary alone marked the generation that both hold as answered.
+    fork = pair.alpha.volume.facts.lineage[1]
+    facts = pair.alpha.begin_turn().facts
+    marked = (facts.lineage[0], replace(fork, answered=True), *facts.lineage[2:])
+    pair.alpha.volume.change_facts(lineage=marked)
+    connected(pair)
     alpha, beta = shown(pair.alpha), shown(pair.beta)
+    assert alpha["fork"]["answered"]
     assert [alpha[key] for key in COMMON] == [beta[key] for key in COMMON]
     assert (alpha["node"], alpha["peer"]) == (beta["peer"], beta["node"]) == ("alpha", "beta")
 

@@ -90,13 +90,17 @@ class SplitScenario(Scenario):
         nodes = [world.alpha, world.beta]
         choice.shuffle(nodes)
         keep, other = nodes
+        # At once where the first node knows of it, or when both have had time to say so.
+        at_once = choice.random() < 0.4
+        known = any if at_once else all
         split = world.clock.run_until(
-            world.clock.now_s + SHOWN_S, lambda: all(map(_is_split, nodes))
+            world.clock.now_s + SHOWN_S, lambda: known(map(_is_split, nodes))
         )
         if not split and choice.random() < 0.8:
             self._start_somebody()
             return
-        if other.running and not other.stopping and choice.random() < 0.7:
+        demoted_first = not at_once and other.running and not other.stopping
+        if demoted_first and choice.random() < 0.7:
             other.demote(lambda _verdict: None)
             world.clock.run_until(world.clock.now_s + choice.choice((0.0, 0.1, 0.5)))
         if choice.random() < 0.3:
