@@ -27,6 +27,7 @@ _MADE = {
     "peer-dead": "promoted with --peer-dead",
     "data-lost": "promoted with --lose-data",
 }
+CLIENTS_SHOWN = 4
 
 
 @click.group(no_args_is_help=False)
@@ -127,19 +128,19 @@ def _picture(found: dict[str, Any]) -> list[str]:
     step = _text(found, "next")
     showing = f"replctl splitbrain show {volume}"
     lines.append(f"Next    {choices if step in ('', showing) else step}")
+    if step in ("", showing) and any(_text(side, "role") == "primary" for side in sides):
+        lines.append(
+            f"        first, on the one to be given up: replctl demote {volume} --drop-clients"
+        )
     return lines
 
 
 def _side(side: dict[str, Any]) -> list[str]:
-    clients = side.get("clients")
-    held = "" if not isinstance(clients, int) else f", {clients} client{'s' * (clients != 1)}"
     changed = side.get("changed_bytes_at_most")
     amount = "nobody knows where it changed"
     if isinstance(changed, int) and not isinstance(changed, bool) and changed >= 0:
         amount = f"changed {units.format_size(changed)} at most"
-    head = (
-        f"{_text(side, 'node')}  {_text(side, 'role')}, {_text(side, 'disk_state')}{held}; {amount}"
-    )
+    head = f"{_text(side, 'node'):<7} {_text(side, 'role')}, {_text(side, 'disk_state')}"
     marks = [
         text
         for key, text in (
@@ -149,11 +150,22 @@ def _side(side: dict[str, Any]) -> list[str]:
         if side.get(key) is True
     ]
     return [
-        head,
+        f"{head}{_clients(side)}; {amount}",
         *(f"        {text}" for text in marks),
         *(f"        {_generation(entry)}" for entry in _tables(side, "generations")),
         *_left_out(side),
     ]
+
+
+def _clients(side: dict[str, Any]) -> str:
+    count, listed = side.get("clients"), side.get("client_names")
+    if not isinstance(count, int):
+        return ""
+    found = listed if isinstance(listed, list) else []
+    known = [one_line(name) for name in found if isinstance(name, str)][:CLIENTS_SHOWN]
+    more = ", ..." if count > len(known) > 0 else ""
+    shown = f" ({', '.join(known)}{more})" if known else ""
+    return f", {count} client{'s' * (count != 1)}{shown}"
 
 
 def _left_out(side: dict[str, Any]) -> list[str]:

@@ -111,6 +111,60 @@ def split_brain(name: str = "r0") -> dict[str, Any]:
     return volume(name, peers=[other], why="both nodes were primary since 09:12:41")
 
 
+def split_brain_shown(**changed: Any) -> dict[str, Any]:
+    """Return what `splitbrain show` gets of two primaries, with `changed` fields."""
+
+    def generation(counter: int, origin: str, **more: Any) -> dict[str, Any]:
+        entry = {"counter": counter, "id": "5f0c", "origin": origin, "made_at_s": 1_790_000_000}
+        return {**entry, "permit": "", "answered": True, "members": ["alpha"], **more}
+
+    def side(node: str, *generations: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "node": node,
+            "role": "primary",
+            "disk_state": "up-to-date",
+            "clients": 1,
+            "client_names": ["10.0.0.9:4711"],
+            "kept": False,
+            "agreed": False,
+            "changed_bytes_at_most": 8192,
+            "generations": list(generations),
+            "generations_left_out": 0,
+        }
+
+    return {
+        "volume": "r0",
+        "node": "alpha",
+        "peer": "beta",
+        "size_bytes": 40 * GIB,
+        "split_brain": True,
+        "step": "none",
+        "why": "Both copies acknowledged writes that the other lacks, since generation 2.",
+        "next": "replctl splitbrain show r0",
+        "fork": generation(2, "promoted"),
+        "sides": [
+            side("alpha", generation(3, "alone", permit="manual: beta did not answer")),
+            side("beta", generation(4, "data-lost", answered=False), generation(3, "peer-dead")),
+        ],
+        "differing_bytes_at_most": 12288,
+        "differing_known_from_maps": True,
+        **changed,
+    }
+
+
+def not_split_shown() -> dict[str, Any]:
+    """Return what `splitbrain show` gets of a volume that is well."""
+    return {
+        "volume": "r0",
+        "node": "alpha",
+        "peer": "beta",
+        "size_bytes": 40 * GIB,
+        "split_brain": False,
+        "why": "both copies hold the same writes (beta)",
+        "next": "replctl status r0",
+    }
+
+
 def closed(name: str = "r0", code: str = "BACKING_MISSING") -> dict[str, Any]:
     problem = {
         "code": code,

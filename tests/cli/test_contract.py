@@ -42,6 +42,8 @@ class RecordingBackend:
         self.requests.append((name, verb, args))
         if verb == "disconnect":
             raise Refused("r0 stays connected.", "a test", "nothing", code="VOLUME_BUSY")
+        if verb == "splitbrain":
+            return recorded.split_brain_shown()
         return {"text": "generation 3"} if verb == "metadata-dump" else {}
 
 
@@ -91,6 +93,7 @@ def replctl(
             ("adopt", {"discard": True}),
         ),
         (["metadata", "dump", "r0"], ("metadata-dump", {})),
+        (["splitbrain", "show", "r0"], ("splitbrain", {})),
     ],
 )
 def test_every_verb_arrives_as_it_was_meant(
@@ -102,6 +105,15 @@ def test_every_verb_arrives_as_it_was_meant(
     result = replctl(*arguments)
     assert result.exit_status == 0, result.err
     assert backend.requests == [("r0", *request_seen)]
+
+
+def test_a_choice_looks_first_and_then_orders(backend: RecordingBackend, replctl: Operator) -> None:
+    result = replctl("splitbrain", "resolve", "r0", "--keep", "beta", "--confirm", "r0")
+    assert result.exit_status == 0, result.err
+    assert backend.requests == [
+        ("r0", "splitbrain", {}),
+        ("r0", "splitbrain-resolve", {"keep": "beta"}),
+    ]
 
 
 def test_questions_are_answered(replctl: Operator) -> None:
