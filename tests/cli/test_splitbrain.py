@@ -1,4 +1,4 @@
-"""`splitbrain show` and `resolve`: nothing is hidden, nothing is chosen without the volume's name."""
+"""`splitbrain show` and `resolve`: nothing is hidden, nothing chosen without the volume's name."""
 
 from __future__ import annotations
 
