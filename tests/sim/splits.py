@@ -14,6 +14,7 @@ from dataclasses import replace
 from repl.core.promotion import PromoteRequest
 from repl.core.states import Phase
 from tests.sim.client import Client
+from tests.sim.ledger import Violation
 from tests.sim.node import Node
 from tests.sim.scenario import Scenario
 
@@ -112,8 +113,13 @@ class SplitScenario(Scenario):
         world.clock.run_until(world.clock.now_s + choice.random() * 0.1)
         if accident < 0.15:
             self.power(choice.choice(nodes))
-        elif accident < 0.3:
+        elif accident < 0.45:
             self.cut(keep)
+        if 0.3 < accident < 0.45:
+            # Cut off in the middle, the copy to be given up is asked to serve again.
+            world.network.cut = True
+            world.promote(other)
+            world.clock.run_until(world.clock.now_s + 1.0)
         world.clock.run_until(world.clock.now_s + choice.random())
         self._heal()
         if choice.random() < 0.7:
@@ -129,6 +135,10 @@ class SplitScenario(Scenario):
         if self._patience > 0:
             return
         self._patience = PATIENCE
+        for node in nodes:
+            mine, theirs = node.core.facts, self.world.other(node).core.facts
+            if theirs.generation.id in mine.discarded and theirs.outdated:
+                raise Violation(f"{node.name} is kept, and never tells the other side so")
         keep, orderer = self.choice.choice(nodes), self.choice.choice(nodes)
         other = self.world.other(keep)
         if other.core.is_primary:
