@@ -86,7 +86,7 @@ def test_copy_left_behind_is_served_only_for_the_loss_of_data_by_name(
         shown = node.wait_volume(
             lambda v: v["peers"][0]["connection_state"] == "split-brain", "says split-brain"
         )
-        assert "replctl volume adopt r0 --discard" in shown["next"]
+        assert "replctl splitbrain show r0" in shown["next"]
     ledger.judge_file(pair.alpha.backing())
     pair.beta.ctl_ok("demote", "r0", "--drop-clients")
     pair.beta.ctl_ok("volume", "adopt", "r0", "--discard", "--confirm", "r0")
