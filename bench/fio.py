@@ -108,7 +108,8 @@ def verify_arguments(uri: str, size_bytes: int) -> list[str]:
     return [
         *("fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite"),
         *("--bsrange=4k-256k", "--blockalign=4k", "--iodepth=16", f"--size={size_bytes}"),
-        *("--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--output-format=json"),
+        *("--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0"),
+        "--output-format=json",
     ]
 
 

@@ -1,6 +1,7 @@
 """Micro-benchmarks of the pure parts on the hot path; run by `make bench-micro`.
 
-Each case does a batch of 32 so that fixed costs weigh as they do at depth 32.
+Each case does a batch of 32, so that fixed costs weigh as they do at depth 32. Those of whole turns
+do a batch of one as well: at depth 1 the fixed costs of a turn are what counts.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from repl.core.promotion import PromoteRequest
 from repl.core.spans import Spans
 from repl.core.volume import Volume
 from repl.core.wire import Type
+from tests.core.pair_of_cores import SIZE, Node, established_pair
 
 BATCH = 32
+BATCHES = pytest.mark.parametrize("batch", [1, BATCH])
 VOLUME_BYTES = 1 << 30
 BLOCK = 4096
 WARM_EXTENTS = 64
@@ -120,5 +123,70 @@ def test_core_turn_answers_a_batch_of_writes(benchmark: Any, offsets: list[int])
         for offset in offsets:
             volume.client_write(next(ops), WriteKind.WRITE, offset, BLOCK, False)
         assert len(_carry_out(volume)) == BATCH
+
+    benchmark(turn)
+
+
+def _take_all(volume: Volume) -> list[Outbox]:
+    """Take outboxes until one is empty, as the engine does; a sync is over at once."""
+    boxes = []
+    while not (box := volume.take()).empty:
+        boxes.append(box)
+        if box.sync:
+            volume.sync_done(box.sync)
+        for job in box.disk:
+            volume.disk_done(job[0])
+        for peer, _kind, seq, *_ in box.apply:
+            volume.applied(peer, seq)
+    return boxes
+
+
+def _warm_pair() -> tuple[Node, Node]:
+    """Return primary and secondary, in sync, with durable intents for every extent."""
+    pair = established_pair()
+    for offset in range(0, SIZE, 1 << 20):
+        pair.alpha.write(offset, bytes(BLOCK))
+    pair.run()
+    return pair.alpha, pair.beta
+
+
+def _block_offsets(batch: int) -> list[int]:
+    return [block * BLOCK for block in random.Random(1).sample(range(SIZE // BLOCK), batch)]
+
+
+@BATCHES
+def test_primary_mirrors_a_batch_of_writes(benchmark: Any, batch: int) -> None:
+    """Two turns of the primary's core: requests in, frames out; acknowledgement in, replies out."""
+    primary, _ = _warm_pair()
+    volume, session, offsets = primary.volume, primary.session, _block_offsets(batch)
+    ops, generation = itertools.count(10_000), volume.facts.generation.id
+
+    def turns() -> None:
+        for offset in offsets:
+            volume.client_write(next(ops), WriteKind.WRITE, offset, BLOCK, False)
+        _take_all(volume)
+        seq = session.sent_seq
+        volume.peer_frame("beta", Type.ACK, seq, seq, 0, generation, 0, b"")
+        assert sum(len(box.replies) for box in _take_all(volume)) == batch
+
+    benchmark(turns)
+
+
+@BATCHES
+def test_secondary_applies_a_batch_of_writes(benchmark: Any, batch: int) -> None:
+    """One turn of the secondary's core: frames in, jobs for the disk, one acknowledgement out."""
+    primary, secondary = _warm_pair()
+    volume, offsets = secondary.volume, _block_offsets(batch)
+    seqs, payload = itertools.count(primary.session.sent_seq + 1), memoryview(bytes(BLOCK))
+    generation = volume.facts.generation.id
+
+    def turn() -> None:
+        for offset in offsets:
+            volume.peer_frame(
+                "alpha", Type.WRITE, next(seqs), offset, BLOCK, generation, 0, payload
+            )
+        boxes = _take_all(volume)
+        assert sum(len(box.apply) for box in boxes) == batch
+        assert boxes[-1].send
 
     benchmark(turn)

@@ -1,9 +1,10 @@
 """`python -m bench.profiling ROW`: where the processor time of one operation goes, in our pair.
 
 Each instrument has a run of the row's load to itself, so that none disturbs another one: processor
-time of both workers (/proc), system calls (perf stat), Python functions (py-spy, which does not
-pause the worker), kernel and library functions (perf record). All is per operation, and time on a
-processor only: other work on the machine makes caches colder but is not in it.
+time of both workers (/proc), system calls (perf stat), Python functions (py-spy, which pauses the
+worker for each sample, so that only its shares are used), kernel and library functions (perf
+record). All is per operation, and time on a processor only: other work on the machine makes caches
+colder but is not in it.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class Profiler:
         for name, pid in self.workers.items():
             log = self._folder / f"{name}.stacks"
             command = [
-                *("py-spy", "record", "--gil", "--nonblocking", "--format", "raw"),
+                *("py-spy", "record", "--gil", "--format", "raw"),
                 *("--output", str(log)),
                 *("--rate", str(SAMPLES_PER_S), "--duration", str(self._seconds)),
                 *("--pid", str(pid)),

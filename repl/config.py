@@ -34,10 +34,9 @@ UNIX_PATH_BYTES_MAX = 107
 SIZE_BYTES_MIN = 1 << 20
 SIZE_BYTES_MAX = 2**63 - 1
 BLOCK_BYTES = 4096
+RATE_BYTES_PER_S_MAX = 1 << 60
 STATE_DIR_DEFAULT = "/var/lib/repl"
 CONTROL_DEFAULT = "/run/repl/repld.sock"
-#: Listeners that take encrypted connections only, once there is a [tls] table.
-_ENCRYPTED_BY_TLS = frozenset({("node", "listen")})
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
@@ -121,6 +120,10 @@ class VolumeSettings:
     peers: tuple[str, ...]
     #: Reserve the backing file's whole space at start, so that it never runs out of room.
     preallocate: bool = False
+    #: "continue" or "ask": what a primary does that loses its peer.
+    alone: str = "continue"
+    #: How fast copies may go at most, 0 for no limit; `replctl resync VOL limit` changes it.
+    resync_rate_bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,11 +318,10 @@ class _Reader:
 
     def _fingerprint(self, path: KeyPath, table: dict[str, Any]) -> str:
         """Return it in lower case without colons, as `replctl tls show` prints it."""
-        text = str(table.get("fingerprint", ""))
-        plain = text.replace(":", "").lower()
-        if text and not re.fullmatch(r"[0-9a-f]{64}", plain):
+        plain = str(table.get("fingerprint", "")).replace(":", "").lower()
+        if plain and not re.fullmatch(r"[0-9a-f]{64}", plain):
             self._complain(path, "must be a SHA-256 of 64 hexadecimal digits; replctl tls show")
-        if text and "tls" not in self._contents.values:
+        if plain and "tls" not in self._contents.values:
             self._complain(path, "has a meaning only with a [tls] table")
         return plain
 
@@ -333,6 +335,8 @@ class _Reader:
             backing=self._path((*path, "backing"), table, None) or "",
             peers=tuple(table.get("peers", ())),
             preallocate=table.get("preallocate", False),
+            alone=table.get("alone", "continue"),
+            resync_rate_bytes_max=self._rate((*path, "resync_rate_limit"), table),
         )
 
     def _timeouts(self) -> TimeoutSettings:
@@ -371,6 +375,19 @@ class _Reader:
             return value
         return 0
 
+    def _rate(self, path: KeyPath, table: dict[str, Any]) -> int:
+        """Return bytes per second, 0 where the key is not given."""
+        if path[-1] not in table:
+            return 0
+        try:
+            rate = units.parse_rate(table[path[-1]])
+        except units.UnitInvalid as refusal:
+            self._complain(path, str(refusal))
+            return 0
+        if not 1 <= rate <= RATE_BYTES_PER_S_MAX:
+            self._complain(path, f"must be 1 to 2**60 bytes per second, not {rate}")
+        return rate
+
     def _path(self, path: KeyPath, table: dict[str, Any], default: str | None) -> str | None:
         """Return an absolute path; a relative one starts at the main file's folder."""
         text: str | None = table.get(path[-1], default)
@@ -400,8 +417,8 @@ class _Reader:
         except ValueError as failure:
             self._complain(path, str(failure))
             return None
-        encrypted = "tls" in self._contents.values and path in _ENCRYPTED_BY_TLS
-        encrypted |= "tls" in self._contents.values and path[0] == "peers"
+        tls = "tls" in self._contents.values
+        encrypted = tls and (path == ("node", "listen") or path[0] == "peers")
         if not address.is_loopback and not self._insecure and not encrypted:
             self._complain(
                 path,

@@ -63,6 +63,8 @@ class _Volume(_Table):
     backing: str = Field(description='backing = "/srv/repl/r0.img"')
     peers: list[str] = Field(description='peers = ["beta"], or peers = [] for a single copy')
     preallocate: bool = False
+    alone: Literal["continue", "ask"] | None = None
+    resync_rate_limit: str | None = None
 
 
 class _Timeouts(_Table):

@@ -44,11 +44,15 @@ CODES: dict[str, str] = {
     "PROMOTE_HANDSHAKE": "A handshake with the peer is in progress.",
     "PROMOTE_SETTLING": "A comparison or copy between the two nodes has not ended.",
     "PROMOTE_RELEASED": "This node gave its right to be promoted to its peer when it was stopped.",
+    "CONTINUE_NOT_NEEDED": "The volume does not wait for leave to go on alone.",
     "PEER_IS_CONNECTED": "The peer that was declared dead is connected.",
     "DEMOTE_CLIENTS": "Clients are attached to the export.",
     "ADOPT_NOT_NEEDED": "The volume already has metadata with data.",
     "ADOPT_LAST_COPY": "The copy to be discarded may be the only complete one.",
     "ADOPT_PRIMARY": "A primary's copy cannot be discarded.",
+    "RESYNC_PRIMARY": "A primary's copy cannot be the target of a comparison.",
+    "RESYNC_SOURCE": "The named node's copy cannot be the source of a comparison now.",
+    "RESYNC_NEWER": "This copy holds writes that the named node's copy lacks.",
     "SPLIT_BRAIN": "Both copies were written without the other.",
     "ATTACH_IMPOSSIBLE": "This machine or this daemon has no way to give the volume a device.",
     "ATTACH_FAILED": "The volume's device could not be made or given back.",
@@ -74,6 +78,7 @@ CODES: dict[str, str] = {
     "FSCK_FAILED": "The filesystem is damaged beyond what is mended without a person.",
     "TOOL_MISSING": "A program that is needed is not installed.",
     "SHUTTING_DOWN": "The daemon is stopping.",
+    "EVENTS_FOLLOWERS": "So many readers follow the events that no other is taken.",
     "ALREADY": "The volume is already in the asked state.",
 }
 

@@ -118,6 +118,8 @@ class VolumeSpec:
 
     name: str = "r0"
     size_bytes: int = DEFAULT_SIZE_BYTES
+    #: Further lines of its table.
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ class Node:
                 f"size = {volume.size_bytes}",
                 f'backing = "{self.backing(volume.name)}"',
                 f"peers = {peers}",
+                *volume.options,
                 "",
             ]
         return "\n".join(lines)

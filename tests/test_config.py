@@ -114,6 +114,29 @@ def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
     assert config.timeouts == TimeoutSettings(5.0, 1.0, 2.0, 1.0, 10.0, 2.0)
 
 
+def test_what_holds_a_volume_back_is_read(tmp_path: Path) -> None:
+    options = 'alone = "ask"\nresync_rate_limit = "100MB/s"\n'
+    volume = load(tmp_path, NODE + NBD + PEER + VOLUME + options).volumes["r0"]
+    assert (volume.alone, volume.resync_rate_bytes_max) == ("ask", 100_000_000)
+    volume = load(tmp_path, NODE + NBD + PEER + VOLUME).volumes["r0"]
+    assert (volume.alone, volume.resync_rate_bytes_max) == ("continue", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('alone = "perhaps"', "volumes.r0.alone: must be 'continue' or 'ask', not 'perhaps'"),
+        ("resync_rate_limit = 5", "volumes.r0.resync_rate_limit: must be text in quotes, not 5"),
+        ('resync_rate_limit = "5MB"', "volumes.r0.resync_rate_limit: '5MB' is not a rate; "),
+        ('resync_rate_limit = "0B/s"', "volumes.r0.resync_rate_limit: must be 1 to 2**60 bytes"),
+        ('resync_rate_limit = "2EiB/s"', "volumes.r0.resync_rate_limit: must be 1 to 2**60 "),
+    ],
+)
+def test_odd_orders_for_a_volume_are_refused(tmp_path: Path, line: str, sentence: str) -> None:
+    [problem] = problems(tmp_path, NODE + NBD + PEER + VOLUME + line)
+    assert problem.startswith(sentence)
+
+
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     config = load(tmp_path, NODE + NBD + PEER + VOLUME)
     with pytest.raises(AttributeError):

@@ -40,7 +40,7 @@ CORE_MAY_IMPORT = {
     "typing",
 }
 #: What of `repl` itself the core may import.
-CORE_MAY_IMPORT_OF_REPL = ("repl.core", "repl.errors")
+CORE_MAY_IMPORT_OF_REPL = ("repl.core", "repl.errors", "repl.events")
 
 #: package → the packages of ours that it must never import (design §3).
 FORBIDDEN_ARROWS = {

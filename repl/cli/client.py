@@ -10,8 +10,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from repl import errors
 
@@ -20,6 +21,8 @@ READ_TIMEOUT_S = 10.0
 ACTION_TIMEOUT_S = 120.0
 """How long a verb may take: a demotion drains and syncs before it answers."""
 RESPONSE_BYTES_MAX = 64 << 20
+FOLLOW_TIMEOUT_S = 30.0
+"""A stream of events shows life every few seconds; a longer silence is a daemon that hangs."""
 _START = "start it:  systemctl start repld   (or in the foreground:  repld --config FILE)"
 
 
@@ -69,6 +72,36 @@ class Client:
         path = f"/v1/volumes/{quote(name)}/{verb}"
         return self._request("POST", path, arguments, timeout_s=ACTION_TIMEOUT_S)
 
+    def events(
+        self, after: int | None, volume: str | None, *, follow: bool
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the daemon's events; with `follow` as they come, until it ends the stream."""
+        query = {"follow": "1"} if follow else {}
+        query |= {"after": str(after)} if after is not None else {}
+        query |= {"volume": volume} if volume is not None else {}
+        connection = self._connected(FOLLOW_TIMEOUT_S if follow else READ_TIMEOUT_S)
+        try:
+            connection.request("GET", f"/v1/events?{urlencode(query)}")
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                self._understood(response.status, response.read(RESPONSE_BYTES_MAX + 1))
+            while line := response.readline(RESPONSE_BYTES_MAX):
+                if line.strip():
+                    yield self._understood(http.client.OK, line)
+        except (OSError, http.client.HTTPException) as failure:
+            raise self._broken_off("GET", failure) from failure
+        finally:
+            connection.close()
+
+    def _connected(self, timeout_s: float) -> _UnixConnection:
+        connection = _UnixConnection(self.socket_path, timeout_s)
+        try:
+            connection.connect()
+        except OSError as failure:
+            connection.close()
+            raise self._not_connected(failure) from failure
+        return connection
+
     def _request(
         self,
         method: str,
@@ -76,12 +109,7 @@ class Client:
         arguments: dict[str, Any] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
     ) -> dict[str, Any]:
-        connection = _UnixConnection(self.socket_path, timeout_s)
-        try:
-            connection.connect()
-        except OSError as failure:
-            connection.close()
-            raise self._not_connected(failure) from failure
+        connection = self._connected(timeout_s)
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         body = None if arguments is None else json.dumps(arguments)
         try:

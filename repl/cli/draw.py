@@ -15,6 +15,7 @@ from repl import units
 from repl.cli import health, progress
 from repl.cli.health import Finding, Level
 from repl.cli.output import one_line
+from repl.cli.remarks import permits, remarks
 from repl.cli.snapshot import Node, Peer, Volume
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _headline(node: Node, verdict: Finding, width: int, stream: TextIO) -> str:
 
     left = f" {verdict.level.name}  {one_line(verdict.sentence)}"
     right = f"node {one_line(node.name)}"
+    if node.uptime_s is not None:
+        right += f", up {units.describe_duration(node.uptime_s)}"
     gap = max(3, width - len(left) - len(right))
     text = Text(left + " " * gap + right)
     text.stylize(_COLOURS[verdict.level], 1, 1 + len(verdict.level.name))
@@ -124,13 +127,23 @@ def _volume_cells(volume: Volume) -> list[str]:
 def _peer_cells(volume: Volume, peer: Peer | None) -> list[str]:
     if peer is None:
         return ["none", "", "", ""]
-    link = "up" if peer.connection_state == "connected" else peer.connection_state
+    connected = peer.connection_state == "connected"
     behind = "unknown"
     # A node that is cut off and not up to date itself cannot know what the other has.
-    can_know = link == "up" or volume.disk_state == "up-to-date"
+    can_know = connected or volume.disk_state == "up-to-date"
     if peer.out_of_sync_bytes is not None and can_know:
         behind = units.format_size(peer.out_of_sync_bytes)
-    return [peer.name, link, _peer_state(peer), behind]
+    return [peer.name, _link(peer), _peer_state(peer), behind]
+
+
+def _link(peer: Peer) -> str:
+    if peer.connection_state != "connected":
+        return peer.connection_state
+    if peer.slow is not None:
+        return f"slow {peer.slow.for_s:.1f} s"
+    if peer.round_trip_s is None:
+        return "up"
+    return f"up {peer.round_trip_s * 1000:.1f} ms"
 
 
 def _service(volume: Volume) -> str:
@@ -178,7 +191,12 @@ def _explanations(node: Node) -> Iterator[tuple[str, str]]:
         if not next_step and finding.level is not Level.OK and volume.role == "secondary":
             # What a cut-off secondary needs is what its promotion needs.
             next_step = volume.promotable.next_step if volume.promotable is not None else ""
+        facts = list(remarks(volume))
         if why:
-            yield "Why", prefix + one_line(why)
+            more = "".join(f"; {fact}" for fact in facts)
+            yield "Why", prefix + one_line(f"{why.rstrip('.')}{more}." if more else why)
+        else:
+            yield from (("Note", prefix + one_line(f"{fact}.")) for fact in facts)
+        yield from (("Given", prefix + one_line(words)) for words in permits(volume))
         if next_step:
             yield "Next", prefix + one_line(next_step)

@@ -1,7 +1,8 @@
 """From a snapshot to a verdict: OK, DEGRADED or CRITICAL, with the sentence that says why.
 
 Critical is what needs a person now: a volume that cannot be opened, a split-brain, a primary that
-does not serve. Degraded is lost redundancy or a silent worker. Pure functions of the snapshot.
+does not serve or is frozen. Degraded is lost redundancy, a silent worker, a peer that is about to
+be lost. Pure functions of the snapshot.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from repl import units
-from repl.cli.snapshot import Node, Peer, Volume
+from repl.cli.snapshot import Node, Peer, Slow, Volume
 
 
 class Level(Enum):
@@ -52,6 +53,10 @@ def _critical(volume: Volume) -> Finding | None:
         return Finding(Level.CRITICAL, what)
     if volume.disk_full and volume.role == "primary":
         return Finding(Level.CRITICAL, "no space is left for the local copy; its requests wait")
+    if volume.waiting is not None:
+        waited = units.describe_duration(volume.waiting.for_s)
+        what = f"frozen for {waited}: {volume.waiting.peer} did not answer, and nobody has said"
+        return Finding(Level.CRITICAL, f"{what} that it may go on alone")
     if volume.role == "primary" and not volume.serving:
         reason = (
             "its worker process does not answer" if volume.worker_silent else "it does not serve"
@@ -76,9 +81,8 @@ def _degraded(volume: Volume) -> Finding | None:
     for peer in volume.peers:
         if not peer.is_in_sync:
             return Finding(Level.DEGRADED, describe_peer(peer))
-        if peer.slow_s is not None:
-            slow = f"{peer.name} is slow: no answer for {units.format_duration(peer.slow_s)}"
-            return Finding(Level.DEGRADED, slow)
+        if peer.slow is not None:
+            return Finding(Level.DEGRADED, describe_slow(peer, peer.slow))
     if volume.peers and not volume.is_in_sync:
         return Finding(Level.DEGRADED, f"the copy on this node is {volume.disk_state}")
     if not volume.peers and volume.disk_state in ("failed", "diskless", "inconsistent"):
@@ -91,12 +95,22 @@ def _degraded(volume: Volume) -> Finding | None:
     return None
 
 
+def describe_slow(peer: Peer, slow: Slow) -> str:
+    """Return what a slow peer owes, and what comes of it."""
+    said = f"{peer.name} is slow: {slow.what} for {units.format_duration(slow.for_s)}"
+    if slow.dropped_after_s is None:
+        return said
+    return f"{said}; it is dropped after {units.format_duration(slow.dropped_after_s)}"
+
+
 def describe_peer(peer: Peer) -> str:
     """Return how a peer falls short of being in sync: "not connected to beta"."""
     if peer.connection_state != "connected":
         return f"not connected to {peer.name} ({peer.connection_state}){_behind(peer)}"
     if peer.resync is not None:
         left = units.format_size(peer.resync.remaining_bytes)
+        if peer.resync.stalled:
+            return f"resync with {peer.name} stands still ({peer.resync.stalled}), {left} left"
         return f"resync with {peer.name} in progress, {left} left"
     if peer.replication_state != "established":
         return f"replication with {peer.name} is {peer.replication_state}{_behind(peer)}"

@@ -14,13 +14,16 @@ import sys
 
 import click
 
+from repl.cli.alone import continue_
 from repl.cli.attach import attach, detach
 from repl.cli.client import Client
 from repl.cli.config import config
+from repl.cli.events import events
 from repl.cli.metadata import metadata
 from repl.cli.mount import mount, umount
 from repl.cli.output import ReaderGone, Session, report
 from repl.cli.peer import connect, disconnect
+from repl.cli.resync import resync
 from repl.cli.role import demote, promote
 from repl.cli.splitbrain import splitbrain
 from repl.cli.status import status
@@ -67,6 +70,7 @@ for _verb in (
     status,
     promote,
     demote,
+    continue_,
     wait,
     connect,
     disconnect,
@@ -75,6 +79,8 @@ for _verb in (
     detach,
     mount,
     umount,
+    resync,
+    events,
     volume,
     metadata,
     config,

@@ -39,12 +39,14 @@ def describe(peer: Peer, resync: Resync) -> str:
     """Return share, what remains, the rate and the time left: "62.3 %   6.1 GiB left ..."."""
     left = f"{percent(resync):4.1f} %   {units.format_size(resync.remaining_bytes)} left"
     if peer.replication_state == "paused":
-        return f"{left}   paused"
+        return f"{left}   {resync.stalled or 'paused'}"
     if resync.stalled:
         return f"{left}   stalled: {resync.stalled}"
     if resync.rate_bytes_per_s < 1:
         return f"{left}   nothing moves at the moment"
     rate = units.format_rate(resync.rate_bytes_per_s)
+    if resync.rate_limit_bytes_per_s:
+        rate += f" (limit {units.format_rate(resync.rate_limit_bytes_per_s)})"
     if resync.eta_s is None:
         return f"{left}   {rate}   time left not known yet"
     return f"{left}   {rate}   about {units.describe_duration(resync.eta_s)} left"

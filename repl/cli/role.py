@@ -98,13 +98,22 @@ def vouching(session: Session, volume: str, peer_name: str) -> str:
 
 
 def _time_of(peer: Peer) -> str:
-    if peer.contact_lost_time_s is None:
-        return " (this node does not know when)"
+    lost, before = _zoned(peer.contact_lost_time_s), _zoned(peer.contact_lost_before_s)
+    if lost:
+        return f" at {lost}"
+    if before:
+        return f" (this node does not know when: before {before}, when it started)"
+    return " (this node does not know when)"
+
+
+def _zoned(time_s: float | None) -> str:
+    if time_s is None:
+        return ""
     try:
-        moment = datetime.fromtimestamp(peer.contact_lost_time_s).astimezone()
+        moment = datetime.fromtimestamp(time_s).astimezone()
     except (OverflowError, ValueError, OSError):
-        return " (this node does not know when)"
-    return f" at {moment.isoformat(sep=' ', timespec='seconds')}"
+        return ""
+    return moment.isoformat(sep=" ", timespec="seconds")
 
 
 def _stake(session: Session, volume: str) -> str:

@@ -41,6 +41,44 @@ class Resync:
     rate_bytes_per_s: float
     eta_s: float | None
     stalled: str
+    rate_limit_bytes_per_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """What a connected peer has not answered, for how long, and when it is dropped for that."""
+
+    what: str
+    for_s: float
+    dropped_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Who let this history go on without a node: times are seconds since 1970."""
+
+    kind: str
+    at_s: float | None
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The leave to go on alone that a frozen volume waits for."""
+
+    peer: str
+    for_s: float
+    since_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How an operator holds copies back; `rate_limit_bytes_per_s` 0 is no limit."""
+
+    paused: bool = False
+    rate_limit_bytes_per_s: int = 0
+    by: str = ""
+    since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +90,14 @@ class Peer:
     role: str
     out_of_sync_bytes: int | None
     contact_lost_time_s: float | None
-    slow_s: float | None
+    #: Contact was lost before this time, and nobody knows when.
+    contact_lost_before_s: float | None
+    #: (from, to): when it was away last, before it came back.
+    last_away: tuple[float, float] | None
+    round_trip_s: float | None
+    slow: Slow | None
+    #: The rule by which the last handshake was decided.
+    rule: str
     resync: Resync | None
 
     @property
@@ -79,6 +124,10 @@ class Volume:
     peers: tuple[Peer, ...]
     promotable: Promotable | None
     problem: Problem | None
+    #: Set while nothing is acknowledged for want of a permit.
+    waiting: Waiting | None
+    permits: tuple[Permit, ...]
+    order: Order
     why: str
     next_step: str
 
@@ -92,12 +141,16 @@ class Volume:
 class Node:
     name: str
     volumes: tuple[Volume, ...]
+    #: How long the daemon runs.
+    uptime_s: float | None = None
 
 
 def read_node(status: dict[str, Any]) -> Node:
     """Return what `GET /v1/status` says."""
     return Node(
-        _text(status, "node", UNKNOWN), tuple(read_volume(v) for v in _tables(status, "volumes"))
+        _text(status, "node", UNKNOWN),
+        tuple(read_volume(v) for v in _tables(status, "volumes")),
+        _amount(status, "uptime_s"),
     )
 
 
@@ -121,6 +174,9 @@ def read_volume(fields: dict[str, Any]) -> Volume:
         peers=tuple(_peer(peer) for peer in _tables(fields, "peers")),
         promotable=_promotable(fields),
         problem=problem,
+        waiting=_waiting(fields),
+        permits=tuple(_permit(permit) for permit in _tables(fields, "permits")),
+        order=_order(fields),
         why=_text(fields, "why", ""),
         next_step=_text(fields, "next", ""),
     )
@@ -135,7 +191,11 @@ def _peer(fields: dict[str, Any]) -> Peer:
         role=_text(fields, "role", UNKNOWN),
         out_of_sync_bytes=_count(fields, "out_of_sync_bytes"),
         contact_lost_time_s=_amount(fields, "contact_lost_time_s"),
-        slow_s=_amount(fields, "slow_s"),
+        contact_lost_before_s=_amount(fields, "contact_lost_before_s"),
+        last_away=_last_away(fields),
+        round_trip_s=_amount(fields, "round_trip_s"),
+        slow=_slow(fields),
+        rule=_text(_table(fields, "last_handshake") or {}, "rule"),
         resync=_resync(fields),
     )
 
@@ -150,7 +210,41 @@ def _resync(fields: dict[str, Any]) -> Resync | None:
         rate_bytes_per_s=_amount(table, "rate_bytes_per_s") or 0.0,
         eta_s=_amount(table, "eta_s"),
         stalled=_text(table, "stalled", ""),
+        rate_limit_bytes_per_s=_count(table, "rate_limit_bytes_per_s") or 0,
     )
+
+
+def _slow(fields: dict[str, Any]) -> Slow | None:
+    for_s = _amount(fields, "slow_s")
+    if for_s is None:
+        return None
+    what = _text(fields, "slow_why", "no answer")
+    return Slow(what, for_s, _amount(fields, "dropped_after_s"))
+
+
+def _last_away(fields: dict[str, Any]) -> tuple[float, float] | None:
+    table = _table(fields, "last_away") or {}
+    from_s, to_s = _amount(table, "from_s"), _amount(table, "to_s")
+    return (from_s, to_s) if from_s is not None and to_s is not None and from_s <= to_s else None
+
+
+def _waiting(fields: dict[str, Any]) -> Waiting | None:
+    table = _table(fields, "alone")
+    if table is None:
+        return None
+    for_s, since_s = _amount(table, "for_s") or 0.0, _amount(table, "since_s")
+    return Waiting(_text(table, "peer", "its peer"), for_s, since_s)
+
+
+def _permit(fields: dict[str, Any]) -> Permit:
+    return Permit(_text(fields, "kind", UNKNOWN), _amount(fields, "at_s"), _text(fields, "permit"))
+
+
+def _order(fields: dict[str, Any]) -> Order:
+    table = _table(fields, "resync_order") or {}
+    limit = _count(table, "rate_limit_bytes_per_s") or 0
+    since_s = _amount(table, "since_s")
+    return Order(table.get("paused") is True, limit, _text(table, "by"), since_s)
 
 
 def _problem(fields: dict[str, Any]) -> Problem | None:

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from repl.control.nbd_metrics import nbd_families
 from repl.control.schema import Backend, JsonObject
+from repl.events import SEVERITIES
 
 ROLES: Final = ("primary", "secondary")
 DISK_STATES: Final = (
@@ -70,7 +71,10 @@ class VolumeCollector(Collector):
         for volume in volumes:
             problem.add_metric([volume["name"]], volume.get("problem") is not None)
         yield problem
+        yield from _order_families(volumes)
         yield from _peer_families(volumes)
+        if "events" in status:
+            yield from _event_families(status["events"])
         yield from nbd_families(status)
 
 
@@ -117,6 +121,95 @@ def _peer_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
     yield out_of_sync
     yield slow
     yield broken
+    yield from _copy_families(volumes)
+
+
+def _copy_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
+    names = ["volume", "peer"]
+    round_trip = GaugeMetricFamily(
+        "repl_peer_round_trip_seconds", "How long the last ping took.", labels=names
+    )
+    remaining = GaugeMetricFamily(
+        "repl_peer_resync_remaining_bytes",
+        "Bytes that a copy in progress has still to look at; 0 without one.",
+        labels=names,
+    )
+    stalled = GaugeMetricFamily(
+        "repl_peer_resync_stalled",
+        "1 while nothing of a copy moves; status says why.",
+        labels=names,
+    )
+    sent = CounterMetricFamily(
+        "repl_peer_resync_sent_bytes", "Bytes of copies and digests sent to the peer.", labels=names
+    )
+    for volume in volumes:
+        for peer in volume["peers"]:
+            labels, copy = [volume["name"], peer["name"]], peer.get("resync") or {}
+            if peer.get("round_trip_s") is not None:
+                round_trip.add_metric(labels, peer["round_trip_s"])
+            remaining.add_metric(labels, copy.get("remaining_bytes", 0))
+            stalled.add_metric(labels, bool(copy.get("stalled")))
+            sent.add_metric(labels, peer.get("resync_sent_bytes_total", 0))
+    yield from (round_trip, remaining, stalled, sent)
+
+
+def _order_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
+    """What waits for, or was ordered by, an operator; and how often a worker was started."""
+    frozen = GaugeMetricFamily(
+        "repl_volume_frozen",
+        "1 while requests wait instead of being carried out.",
+        labels=["volume"],
+    )
+    waiting = GaugeMetricFamily(
+        "repl_volume_waits_for_permit",
+        "1 while nothing is acknowledged until an operator continues.",
+        labels=["volume"],
+    )
+    waited = CounterMetricFamily(
+        "repl_volume_waited_for_permit_seconds",
+        "Time in which nothing was acknowledged for want of a permit.",
+        labels=["volume"],
+    )
+    paused = GaugeMetricFamily(
+        "repl_resync_paused", "1 while an operator pauses copies on this node.", labels=["volume"]
+    )
+    limit = GaugeMetricFamily(
+        "repl_resync_rate_limit_bytes_per_second",
+        "This node's limit of the rate of copies, 0 for none.",
+        labels=["volume"],
+    )
+    starts = CounterMetricFamily(
+        "repl_worker_starts", "Starts of the volume's worker process.", labels=["volume"]
+    )
+    for volume in volumes:
+        labels, order = [volume["name"]], volume.get("resync_order") or {}
+        frozen.add_metric(labels, volume.get("frozen") is True)
+        waiting.add_metric(labels, volume.get("alone") is not None)
+        waited.add_metric(labels, volume.get("frozen_s_total", 0))
+        paused.add_metric(labels, order.get("paused") is True)
+        limit.add_metric(labels, order.get("rate_limit_bytes_per_s", 0))
+        starts.add_metric(labels, volume.get("worker_starts_total", 0))
+    yield from (frozen, waiting, waited, paused, limit, starts)
+
+
+def _event_families(counts: JsonObject) -> Iterator[Metric]:
+    told = CounterMetricFamily("repl_events", "Events since repld started.", labels=["severity"])
+    for severity in SEVERITIES:
+        told.add_metric([severity], counts[severity])
+    yield told
+    for name, text, key in (
+        ("repl_events_suppressed", "Events not taken up: too many of a kind.", "suppressed"),
+        ("repl_events_unstored", "Events that could not be stored on disk.", "unstored"),
+        (
+            "repl_event_followers_dropped",
+            "Followers whose stream ended because they were too slow.",
+            "followers_dropped",
+        ),
+    ):
+        yield CounterMetricFamily(name, text, value=counts[key])
+    yield GaugeMetricFamily(
+        "repl_event_followers", "Readers that follow the events.", value=counts["followers"]
+    )
 
 
 class MetricsServer:

@@ -85,6 +85,17 @@ VERBS: Final[Mapping[str, Verb]] = {
         "splitbrain-resolve", 30.0, {"keep": Field(str, "", "the node whose copy is kept")}
     ),
     "adopt": Verb("adopt", 60.0, {"discard": Field(bool, False, "true or false")}),
+    "continue": Verb("continue", 30.0),
+    "resync-pause": Verb("resync-pause", 10.0),
+    "resync-resume": Verb("resync-resume", 10.0),
+    "resync-limit": Verb(
+        "resync-limit",
+        10.0,
+        {"rate_bytes_per_s": Field(int, 0, "whole bytes per second, 0 for no limit")},
+    ),
+    "resync-full": Verb(
+        "resync-full", 30.0, {"source": Field(str, "", "the node whose copy is kept")}
+    ),
 }
 
 #: What is asked by GET: the last part of the path, and the question.
@@ -92,6 +103,8 @@ QUESTIONS: Final[Mapping[str, Verb]] = {
     "metadata": Verb("metadata-dump", 10.0),
     "splitbrain": Verb("splitbrain", 10.0),
 }
+#: Added to a verb's arguments by the server, from the socket: who gave the order.
+CALLER_KEY: Final = "by"
 
 _HTTP_OF_CODE: Final[Mapping[str, int]] = {"WORKER_SILENT": 503, "SHUTTING_DOWN": 503}
 _HTTP_OF_FAMILY: Final[Mapping[type[ReplError], int]] = {

@@ -8,8 +8,8 @@ decide anything about a volume, and never wait without a bound: every verb has i
     GET  /v1/status
     GET  /v1/volumes/NAME
     GET  /v1/volumes/NAME/{metadata|splitbrain}
-    POST /v1/volumes/NAME/{promote|demote|connect|disconnect|adopt|splitbrain-resolve}
-                                                body: a JSON object
+    GET  /v1/events[?after=N][&volume=NAME][&follow=1]                  NDJSON; see events.py
+    POST /v1/volumes/NAME/VERB      VERB: one of schema.VERBS; body: a JSON object
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
 
 import repl
+from repl.control.events import EventSource, EventStreams
 from repl.control.schema import (
     BODY_BYTES_MAX,
+    CALLER_KEY,
     QUESTIONS,
     VERBS,
     Backend,
@@ -34,6 +37,8 @@ from repl.control.schema import (
 )
 from repl.errors import ReplError, UsageError
 
+#: `struct ucred` of unix(7).
+_CREDENTIALS: Final = struct.Struct("=iII")
 #: How long answers under way may take once the server closes.
 CLOSE_TIMEOUT_S: Final = 2.0
 
@@ -45,9 +50,12 @@ _log = logging.getLogger("repl.control")
 class ControlServer:
     """Serves `backend` on a listening Unix socket, from `start` to `close`."""
 
-    def __init__(self, sock: socket.socket, backend: Backend) -> None:
+    def __init__(
+        self, sock: socket.socket, backend: Backend, events: EventSource | None = None
+    ) -> None:
         self._sock = sock
         self._backend = backend
+        self.streams = EventStreams(events) if events is not None else None
         self._server: asyncio.AbstractServer | None = None
         self._runner = web.AppRunner(
             self._application(), access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S
@@ -63,6 +71,8 @@ class ControlServer:
         """Answer what is under way, for `CLOSE_TIMEOUT_S` at most, and close. Idempotent."""
         if self._server is not None:
             self._server.close()
+        if self.streams is not None:
+            self.streams.close()
         await self._runner.cleanup()
 
     def _application(self) -> web.Application:
@@ -76,7 +86,17 @@ class ControlServer:
                 web.post("/v1/volumes/{name}/{verb}", self._verb),
             ]
         )
+        if self.streams is not None:
+            application.add_routes([web.get("/v1/events", self._events)])
         return application
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        assert self.streams is not None
+        volume = request.query.get("volume")
+        if volume:
+            # A volume that does not exist has no events, and never will: say so.
+            await self._backend.volume(volume)
+        return await self.streams.serve(request)
 
     async def _version(self, _request: web.Request) -> web.Response:
         return web.json_response({"version": repl.__version__})
@@ -102,10 +122,21 @@ class ControlServer:
                 f"a volume can be told to: {', '.join(VERBS)}",
                 "replctl --help",
             )
-        args = parse_body(verb_name, await request.read())
+        args = parse_body(verb_name, await request.read()) | {CALLER_KEY: caller_of(request)}
         return web.json_response(
             await self._backend.request(name, verb.request, args, verb.timeout_s)
         )
+
+
+def caller_of(request: web.Request) -> str:
+    """Return who is at the other end, as the kernel says (SO_PEERCRED): "uid 0"; "" if unknown."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None or sock.family != socket.AF_UNIX:
+        return ""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _pid, uid, _gid = _CREDENTIALS.unpack(data)
+    return f"uid {uid}"
 
 
 @web.middleware

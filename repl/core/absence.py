@@ -50,6 +50,7 @@ class Absence:
         for session in volume.sessions.values():
             # Its silence, or its lack of answers, was this node's own.
             session.live.excuse(away_s)
+            session.progress.excuse(away_s)
         to_meet = volume.member_sessions()
         if not to_meet and not sole_and_answered(volume.facts.lineage, volume.facts.node_id):
             to_meet = list(volume.sessions.values())
@@ -62,7 +63,7 @@ class Absence:
         names = ", ".join(self._unmet)
         if away_s > LONG_S:
             text = f"this node did not run for {away_s:.1f} s: clients wait for word of {names}"
-            volume.note("warning", text)
+            volume.tell("NODE_WAS_ABSENT", text, away_s=round(away_s, 1))
 
     def answered(self, session: Session, number: int) -> None:
         """The peer has answered this connection's ping with this number."""

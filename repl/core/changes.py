@@ -56,6 +56,16 @@ class Changes:
 
     # G4: go on without a member.
 
+    def lose_unanswered(self, session: Session) -> None:
+        """A member did not answer in time: go on without it as soon as that is permitted (§8).
+
+        Until then nothing is acknowledged, and the member may come back; this is asked again.
+        """
+        permit = self._volume.alone.permit(session)
+        if permit:
+            session.probation.dropped(self._volume.now)
+            self.lose([session], permit, answered=session.client_waits)
+
     def lose(self, lost: list[Session], permit: str, *, answered: bool) -> None:
         """Make the generation without these members, then release what waited for them.
 

@@ -19,9 +19,13 @@ Then = Callable[[], None]
 class Commits:
     """Turns requests for durability into numbered commits."""
 
-    def __init__(self, stored: Facts, maps: Maps) -> None:
+    def __init__(
+        self, stored: Facts, maps: Maps, tell: Callable[[Facts, Facts], None] = lambda *_: None
+    ) -> None:
         #: The facts of the last durable commit: what may be given to others (G3).
         self.stored = stored
+        #: Told the facts before and after a commit, before anybody who waits for it.
+        self._tell = tell
         self._maps = maps
         self._number = 0
         self._in_flight: Commit | None = None
@@ -84,7 +88,8 @@ class Commits:
         assert commit is not None and commit.number == number, "commits end in their order"
         self._in_flight = None
         if commit.facts is not None:
-            self.stored = commit.facts
+            before, self.stored = self.stored, commit.facts
+            self._tell(before, self.stored)
         carried, self._carried = self._carried, []
         for then in carried:
             then()

@@ -49,6 +49,39 @@ def record(session: Session, theirs: Hello) -> int:
     return token
 
 
+def made(session: Session) -> None:
+    """Both sides act on the handshake. Nothing waits for this to be stored."""
+    volume = session.volume
+    session.met = True
+    known = volume.facts.peer(session.name)
+    if known.contact_lost_s:
+        session.last_away = (known.contact_lost_s, volume.wall_clock_s)
+        volume.change_peer(replace(known, contact_lost_s=0))
+        volume.commits.request()
+
+
+def lost(session: Session) -> None:
+    """The connection is over: remember when, if the two nodes had come to an understanding.
+
+    One that never got so far says nothing about when the other's data was last known.
+    """
+    volume = session.volume
+    if session.met:
+        known = volume.facts.peer(session.name)
+        volume.change_peer(replace(known, contact_lost_s=volume.wall_clock_s))
+        volume.commits.request()
+
+
+def lost_at(session: Session) -> tuple[int | None, int | None]:
+    """Return (when contact was lost, or before when), as far as it is known; for people."""
+    known = session.volume.facts.peer(session.name)
+    if session.connected or not known.node_id:
+        return None, None
+    if known.contact_lost_s:
+        return known.contact_lost_s, None
+    return None, session.volume.opened_wall_s
+
+
 def settled(session: Session) -> None:
     """Both sides have stored the newest token (the announcement or the settle's end rests on it):
     from now on no older one will do, so that an image of an earlier contact is recognised."""

@@ -33,6 +33,9 @@ class PeerRecord:
     #: 0 when its dirty map has no valid base.
     base_from: int = 0
     base_to: int = 0
+    #: Wall-clock time at which the last contact ended; 0 while there is contact, and when this node
+    #: went down in the middle of one. Shown to people, never compared.
+    contact_lost_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,15 @@ def _refuse(rule: str, sentence: str, next_step: str = "") -> Decision:
     return Decision(Action.REFUSE, rule, sentence, next_step)
 
 
+def _comparison(mine: Hello, theirs: Hello) -> str:
+    """The way on where nothing known makes the two copies one: a person names the one to keep."""
+    command = f"replctl resync {mine.volume} --full --from"
+    return (
+        f"to keep {theirs.node}'s copy, on {mine.node}: {command} {theirs.node}; "
+        f"to keep {mine.node}'s, on {theirs.node}: {command} {mine.node}"
+    )
+
+
 def _identity(mine: Hello, theirs: Hello) -> Decision | None:
     if abs(mine.protocol - theirs.protocol) > 1:
         return _refuse(
@@ -155,7 +164,7 @@ def _contact(mine: Hello, theirs: Hello) -> Decision | None:
         "no-common-contact",
         "The two nodes do not remember the same last contact: one of them was restored from a "
         "backup, a snapshot or a clone.",
-        f"on the restored node: replctl volume adopt {mine.volume} --discard",
+        _comparison(mine, theirs),
     )
 
 
@@ -207,7 +216,7 @@ def _history(mine: Hello, theirs: Hello) -> Decision:
     return _refuse(
         "unrelated",
         "The two copies of the volume have no common history.",
-        f"on the node whose copy may be overwritten: replctl volume adopt {mine.volume} --discard",
+        _comparison(mine, theirs),
     )
 
 
@@ -237,8 +246,7 @@ def _settle(mine: Hello, theirs: Hello) -> Decision:
         return _refuse(
             "not-a-member",
             "Both copies show the same generation, but one of them was never in its in-sync set.",
-            f"on the node whose copy may be overwritten: "
-            f"replctl volume adopt {mine.volume} --discard",
+            _comparison(mine, theirs),
         )
     if mine.is_primary and theirs.is_primary:
         return _refuse(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from repl.core.facts import Facts
 from repl.core.verdict import Verdict
+from repl.events import Note
 
 #: Names one client request (or one received frame) for as long as it is in flight. Opaque here.
 Op = Hashable
@@ -98,8 +99,8 @@ class Outbox:
     drop: list[tuple[str, str]] = field(default_factory=list)
     #: Answers to operators' requests: (request number, verdict).
     answers: list[tuple[int, Verdict]] = field(default_factory=list)
-    #: Sentences for the log and the event stream: (level, text).
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    #: Events, and sentences for the log.
+    notes: list[Note] = field(default_factory=list)
     #: What status shows has changed.
     changed: bool = False
 

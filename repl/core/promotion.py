@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from repl.core.lineage import sole_and_answered
 from repl.core.states import Phase
-from repl.core.verdict import Verdict, granted, refused
+from repl.core.verdict import Verdict, granted, operator, refused
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -25,6 +25,8 @@ class PromoteRequest:
     peer_dead: str = ""
     lose_data: bool = False
     accept_half_copied: bool = False
+    #: Who said it, for the record: "uid 0".
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,10 @@ def judge(volume: Volume, request: PromoteRequest) -> Evidence:
     if bar is not None:
         return Evidence(bar)
     if request.lose_data:
-        return Evidence(granted("an operator accepted the loss of data by name"))
+        half = ", of a half copied volume even" if request.accept_half_copied else ""
+        return Evidence(granted(f"{operator(request.by)} accepted the loss of data by name{half}"))
     if request.peer_dead:
-        return Evidence(_vouched(volume, request.peer_dead))
+        return Evidence(_vouched(volume, request))
     return _evidence(volume)
 
 
@@ -126,7 +129,8 @@ def _copy_bar(volume: Volume) -> Verdict | None:
     return None
 
 
-def _vouched(volume: Volume, peer: str) -> Verdict:
+def _vouched(volume: Volume, request: PromoteRequest) -> Verdict:
+    peer = request.peer_dead
     session = volume.sessions.get(peer)
     if session is None:
         return refused(
@@ -140,7 +144,7 @@ def _vouched(volume: Volume, peer: str) -> Verdict:
             f"{peer} is connected: it is not dead",
             f"replctl promote {volume.name}",
         )
-    return granted(f"an operator vouched that {peer} is stopped")
+    return granted(f"{operator(request.by)} vouched that {peer} is stopped")
 
 
 def _evidence(volume: Volume) -> Evidence:

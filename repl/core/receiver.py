@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from repl.core import chronicle, lineage
 from repl.core import hello as hellos
-from repl.core import lineage
 from repl.core.lineage import Lineage, Relation
 from repl.core.outbox import ApplyJob, MapName
 from repl.core.states import RECEIVING, Phase
@@ -71,6 +71,7 @@ class Receiver:
     def brought(self, seq: int, offset: int, length: int) -> None:
         """A resynced range is equal now; it leaves the remaining map once durable."""
         self._brought.append((seq, offset, length))
+        self._session.progress.moved(self._volume.now)
 
     def ended(self) -> None:
         """The connection is gone: nothing of it may act any more."""
@@ -111,10 +112,12 @@ class Receiver:
         if not self._alive or seq <= self._durable_seq:
             return
         self._durable_seq = seq
-        remaining = self._volume.maps.remaining
+        volume, remaining = self._volume, self._volume.maps.remaining
+        before_bytes = remaining.set_bytes
         while self._brought and self._brought[0][0] <= seq:
             _, offset, length = self._brought.popleft()
             remaining.clear(offset, length)
+        self._session.progress.done(before_bytes - remaining.set_bytes, volume.now)
 
     # Frames, in order.
 
@@ -273,9 +276,13 @@ class Receiver:
         if not self._whole:
             for page_no in remaining.set_pages():
                 session.send(Type.MAP, offset=page_no, source=remaining.page(page_no))
-        session.send_control(Type.READY, {"whole": self._whole})
-        session.move(Phase.TARGET)
+        # Before READY, so that a pause is known there when the copy begins.
         self._volume.send_status()
+        session.send_control(Type.READY, {"whole": self._whole})
+        session.progress.begin(self._volume.now)
+        session.move(Phase.TARGET)
+        if remaining.count:
+            chronicle.copy_started(session, remaining.set_bytes, source=False)
         self._release()
 
     def _settled(self) -> None:

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from repl.core import lineage
+from repl.core import chronicle, lineage
 from repl.core.facts import Facts
 from repl.core.lineage import Origin
 from repl.core.promotion import PromoteRequest, judge
@@ -45,7 +45,7 @@ class Roles:
         self._number = 0
         #: Counts the procedures that ended: what one of them waited for does nothing any more.
         self._ended = 0
-        self._reason = ""
+        self._reason, self._request = "", PromoteRequest()
         #: A clean stop that waits for the procedure under way.
         self._leave_number = 0
         self._asked: Session | None = None
@@ -81,7 +81,7 @@ class Roles:
             return
         self._number = number
         origin, permit = _origin(request), evidence.verdict.reason
-        self._reason = permit
+        self._reason, self._request = permit, request
         if request.lose_data:
             for session in volume.sessions.values():
                 session.drop("an operator promotes this copy as it is")
@@ -176,6 +176,7 @@ class Roles:
         number, self._number = self._number, 0
         self.resume_pending = False
         self._end()
+        chronicle.promoted(self._volume, self._request, self._reason)
         self._volume.become_primary()
         if number:
             self._volume.answer(number, granted(self._reason))
@@ -211,7 +212,7 @@ class Roles:
     def _resumed(self) -> None:
         self.resume_pending = False
         self._end()
-        self._volume.note("info", "resuming as primary after a restart")
+        self._volume.tell("RESUMED", "resuming as primary after a restart")
         self._volume.intents.connection_ended()
         self._volume.become_primary()
 
@@ -294,7 +295,7 @@ class Roles:
     def step_down(self, reason: str) -> None:
         """Cease to be primary by force: in-flight writes are never answered (design §5)."""
         volume = self._volume
-        volume.note("warning", f"this node steps down: {reason}")
+        volume.tell("STEPPED_DOWN", f"this node steps down: {reason}", reason=reason)
         self._fail_task(reason)
         volume.outbox.abandon_clients = True
         volume.writes.abandon()

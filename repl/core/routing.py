@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from repl.core import chronicle
 from repl.core.receiver import Frame
 from repl.core.states import Phase
 from repl.core.wire import Fields, PeerError, Type, decode_body
@@ -80,6 +81,7 @@ def _bare(volume: Volume, session: Session, kind: Type, seq: int) -> None:
     if kind is Type.PING:
         session.send(Type.PONG)
     elif kind is Type.PONG:
+        session.live.pong_came(volume.now)
         volume.absence.answered(session, session.live.ponged())
     elif kind is Type.GENERATION_STORED:
         volume.changes.confirmed(session, seq)
@@ -119,11 +121,8 @@ def _object(volume: Volume, session: Session, kind: Type, body: dict[str, Any]) 
     elif kind is Type.PROMOTE_ANSWER:
         volume.roles.on_answer(session, fields)
     elif kind is Type.STATUS:
-        session.peer_status = {
-            "role": fields.text("role", 40),
-            "disk_state": fields.text("disk_state", 40),
-        }
-        volume.outbox.changed = True
+        session.on_status(fields)
     elif kind is Type.GOODBYE:
         session.refusal, session.refusal_code = fields.text("sentence"), fields.text("code", 40)
+        chronicle.refused(session)
         session.drop(f"{session.name} refused: {session.refusal}")

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from repl.core import contact, wire
+from repl.core import chronicle, contact, pacing, wire
 from repl.core import hello as hellos
 from repl.core.giving_up import give_up_unanswered
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
 from repl.core.liveness import Liveness
 from repl.core.outbox import SendJob
+from repl.core.pacing import Wish
 from repl.core.probation import Probation
 from repl.core.progress import Progress
 from repl.core.receiver import Receiver
@@ -41,8 +42,8 @@ class Session:
         self.phase = Phase.DOWN
         #: When the peer ceased to be established, by the volume's clock.
         self.down_since_s = volume.now
-        #: Wall-clock time at which the last connection ended, None before the first; for people.
-        self.contact_lost_wall_s: int | None = None
+        #: Wall-clock times between which the peer was last away, None if it never was; for people.
+        self.last_away: tuple[int, int] | None = None
         #: Since when an acknowledgement waits for this member, which is not settled.
         self.needed_since_s: float | None = None
         #: G5: whether the peer's next join has to wait.
@@ -50,6 +51,8 @@ class Session:
         #: Payload bytes of copies and digests sent since the start, without mirrored writes.
         self.resync_sent_bytes = 0
         self.decision: Decision | None = None
+        #: What was told of this peer, so that a repetition is told to the log only.
+        self.told = chronicle.Told()
         #: Connections that ended because the peer's bytes were damaged or broke the protocol.
         self.broken_connections = 0
         #: Why the peer refused the last connection, and its code; empty once it says hello.
@@ -64,12 +67,14 @@ class Session:
         self.their_hello: Hello | None = None
         self._decided = False
         self._decision_sent = False
+        #: The handshake of this connection came to something that both sides recorded.
+        self.met = False
         self._their_decision: tuple[str, int] | None = None
         self.source: Source | None = None
         #: What this connection does about a split-brain; None unless there is one.
         self.split: SplitBrain | None = None
         self.receiver = Receiver(self)
-        self.progress = Progress()
+        self.progress = Progress(self.volume.now)
         self.sent_seq = 0
         self.acked_seq = 0
         self.durable_seq = 0
@@ -81,6 +86,8 @@ class Session:
         #: The peer has stored the current generation (it shows it, or confirmed it).
         self.confirmed = False
         self.peer_status: dict[str, str] = {}
+        #: How the peer wants copies to be held back.
+        self.their_wish = Wish()
         self.live = Liveness(self.volume.now)
 
     # What the rest of the core asks.
@@ -164,10 +171,9 @@ class Session:
         if self.phase is Phase.DOWN:
             return
         volume = self.volume
-        was = self.phase
+        was, progress = self.phase, self.progress
         self.move(Phase.DOWN)
         volume.writes.sync_first.discard(self.name)
-        self.contact_lost_wall_s = volume.wall_clock_s
         if was in (Phase.ESTABLISHED, Phase.JOINING):
             self.down_since_s = volume.now
         dirty = volume.maps.dirty[self.name]
@@ -181,6 +187,7 @@ class Session:
             self._keep_waiting(barrier)
         if self.orphans or self._orphan_barriers:
             self.need()
+        contact.lost(self)
         self.receiver.ended()
         if self.source is not None:
             self.source.ended()
@@ -188,8 +195,7 @@ class Session:
             self.split.ended()
         self._reset()
         self.broken_connections += broken
-        level = "warning" if broken else "info"
-        volume.note(level, f"connection to {self.name} ended ({was.value}): {reason}")
+        chronicle.connection_ended(self, was, reason, progress, broken=broken)
         volume.connection_ended(self, was)
 
     def drop(self, reason: str, *, broken: bool = False) -> None:
@@ -252,7 +258,7 @@ class Session:
         self.decision = decision
         self._decided = True
         volume = self.volume
-        volume.note("info", f"handshake with {self.name}: {decision.rule}: {decision.sentence}")
+        chronicle.decided(self, decision)
         token = 0
         if decision.action not in (Action.REFUSE, Action.WAIT, Action.SPLIT_BRAIN):
             token = contact.record(self, theirs)
@@ -300,6 +306,7 @@ class Session:
         elif action is Action.YIELD:
             give_up_unanswered(self)
         elif action in SOURCE_ACTIONS:
+            contact.made(self)
             self.move(Phase.SOURCE_STARTING)
             self.source = Source(self, action)
             self.source.start()
@@ -307,6 +314,7 @@ class Session:
             # design §5, ancestor row: a primary here acknowledged nothing that the other lacks.
             volume.roles.step_down(f"{self.name} has newer writes; this node becomes its target")
         else:
+            contact.made(self)
             self.move(Phase.TARGET_STARTING)
         if self.connected:
             # Last: where this node steps down, nobody is to be answered before.
@@ -333,6 +341,7 @@ class Session:
 
     def ping(self) -> int:
         """Show that this side lives, and make the peer show it; return the ping's number."""
+        self.live.ping_sent(self.volume.now)
         self.send(Type.PING)
         return self.live.pinged()
 
@@ -423,8 +432,9 @@ class Session:
                 self.volume.writes.one_done(awaiting.popleft()[1])
         if durable > self.durable_seq:
             self.durable_seq = durable
-            if durable >= self._sync_asked_seq:
-                self.live.unsynced_since_s = None
+            # Under load a newer sync is always asked for; each one that ends is an answer.
+            ended = durable >= self._sync_asked_seq
+            self.live.unsynced_since_s = None if ended else self.volume.now
             recent = self._recent
             while recent and recent[0][0] <= durable:
                 recent.popleft()
@@ -433,12 +443,14 @@ class Session:
         if self.source is not None:
             self.source.acked(applied, durable)
 
-    def measure(self) -> None:
-        """Note the progress of a copy, for its rate."""
-        if self.phase in (Phase.SOURCE, Phase.TARGET):
-            volume = self.volume
-            bitmap = volume.maps.dirty[self.name] if self.source else volume.maps.remaining
-            self.progress.measure(bitmap.set_bytes, volume.now)
+    def on_status(self, fields: Fields) -> None:
+        """What the peer shows of itself, and how it wants copies to be held back."""
+        self.peer_status = {
+            "role": fields.text("role", 40),
+            "disk_state": fields.text("disk_state", 40),
+        }
+        self.their_wish = pacing.wish_from(fields)
+        self.volume.outbox.changed = True
 
     # The peer entered or left the set.
 
@@ -472,6 +484,7 @@ class Session:
         """Both copies are equal and both sides have stored it."""
         self.move(Phase.ESTABLISHED)
         self.volume.writes.sync_first.discard(self.name)
+        chronicle.in_sync(self)
         self.source = None
         self.confirmed = True
         contact.settled(self)

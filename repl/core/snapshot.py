@@ -5,13 +5,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from repl.core import contact, permits
+from repl.core.liveness import SLOW_PART
 from repl.core.promotion import PromoteRequest, judge
 from repl.core.splitbrain import not_split
+from repl.core.stalls import held_back, paused_on, why_stalled
 from repl.core.states import ConnectionState, Phase, ReplicationState
 from repl.core.verdict import Verdict, granted, refused
 
 if TYPE_CHECKING:
     from repl.core.blockmap import BlockMap
+    from repl.core.liveness import Debt
+    from repl.core.permits import Question
     from repl.core.session import Session
     from repl.core.volume import Volume
 
@@ -46,6 +51,10 @@ def volume_snapshot(volume: Volume) -> dict[str, Any]:
         },
         "why": why,
         "next": next_step,
+        "resync_order": _resync_order(volume),
+        "alone": _alone(volume),
+        "frozen_s_total": round(volume.alone.frozen_s_total, 1),
+        "permits": permits.standing(volume),
         "peers": [_peer_snapshot(session) for session in volume.sessions.values()],
     }
 
@@ -125,6 +134,8 @@ def replication_state(session: Session) -> ReplicationState:
     """The public replication state of a peer."""
     if session.phase is Phase.ESTABLISHED:
         return ReplicationState.ESTABLISHED
+    if held_back(session):
+        return ReplicationState.PAUSED
     if session.phase in (Phase.SOURCE_STARTING, Phase.SOURCE, Phase.JOINING):
         settling = session.source is not None and session.is_member
         return ReplicationState.SETTLING if settling else ReplicationState.SYNC_SOURCE
@@ -143,9 +154,10 @@ def out_of_sync(volume: Volume, peer: str) -> BlockMap:
 
 def _peer_snapshot(session: Session) -> dict[str, Any]:
     volume = session.volume
-    copying = session.phase in (Phase.SOURCE, Phase.TARGET)
     behind = out_of_sync(volume, session.name)
     decision = session.decision
+    lost_s, lost_before_s = contact.lost_at(session)
+    slow = _slow(session)
     return {
         "name": session.name,
         "connection_state": connection_state(session).value,
@@ -157,10 +169,16 @@ def _peer_snapshot(session: Session) -> dict[str, Any]:
         "refusal_code": session.refusal_code,
         "in_sync": session.settled,
         "member": session.is_member,
-        "slow_s": _slow_s(session),
-        "contact_lost_time_s": None if session.connected else session.contact_lost_wall_s,
+        "slow_s": None if slow is None else round(slow.for_s, 1),
+        "slow_why": "" if slow is None else slow.what,
+        "dropped_after_s": None if slow is None else slow.limit_s,
+        "round_trip_s": session.live.round_trip_s,
+        "contact_lost_time_s": lost_s,
+        "contact_lost_before_s": lost_before_s,
+        "last_away": session.last_away
+        and {"from_s": session.last_away[0], "to_s": session.last_away[1]},
         "out_of_sync_bytes": behind.set_bytes,
-        "resync": session.progress.forecast(behind.set_bytes) if copying else None,
+        "resync": _resync(session, behind.set_bytes),
         "resync_sent_bytes_total": session.resync_sent_bytes,
         "broken_connections_total": session.broken_connections,
         "last_handshake": None
@@ -192,12 +210,58 @@ def _full_why_and_next(volume: Volume) -> tuple[str, str]:
     )
 
 
-def _slow_s(session: Session) -> float | None:
+def _slow(session: Session) -> Debt | None:
+    """What a connected peer has owed for a good part of what it is given, if anything."""
     if session.phase is Phase.DOWN:
         return None
+    debt = session.live.worst(session.volume.now, session.volume.timeouts)
+    return debt if debt.part >= SLOW_PART else None
+
+
+def _resync(session: Session, behind_bytes: int) -> dict[str, Any] | None:
+    """The copy in progress on this connection, on either side of it."""
+    if session.phase not in (Phase.SOURCE, Phase.TARGET):
+        return None
     volume = session.volume
-    slow_s = session.live.slow_s(volume.now, volume.timeouts)
-    return None if slow_s is None else round(slow_s, 1)
+    return session.progress.forecast(behind_bytes, volume.now) | {
+        "stalled": why_stalled(session),
+        "rate_limit_bytes_per_s": volume.pacing.limit(session.their_wish),
+    }
+
+
+def _alone(volume: Volume) -> dict[str, Any] | None:
+    """The leave to go on alone that the volume waits for, if any."""
+    question = volume.alone.question
+    if question is None:
+        return None
+    return {
+        "peer": question.peer,
+        "generation": question.counter,
+        "since_s": volume.alone.since_wall_s,
+        "for_s": round(volume.now - volume.alone.since_s, 1),
+    }
+
+
+def _resync_order(volume: Volume) -> dict[str, Any]:
+    wish = volume.pacing.own
+    return {
+        "paused": wish.paused,
+        "rate_limit_bytes_per_s": wish.rate_bytes_per_s,
+        "by": wish.by,
+        "since_s": wish.since_s or None,
+    }
+
+
+def _frozen_why_and_next(volume: Volume, question: Question) -> tuple[str, str]:
+    waited_s = volume.now - volume.alone.since_s
+    why = (
+        f"{question.peer} did not answer, and {volume.node} may not go on without it: nothing has "
+        f"been acknowledged for {waited_s:.0f} s"
+    )
+    session = volume.sessions[question.peer]
+    if session.connected:
+        why += f"; {question.peer} is connected again ({session.phase.value})"
+    return why, volume.alone.provider.next_step.format(peer=question.peer, volume=volume.name)
 
 
 def _why_and_next(volume: Volume) -> tuple[str, str]:
@@ -215,6 +279,8 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
         )
     if volume.full:
         return _full_why_and_next(volume)
+    if volume.alone.question is not None:
+        return _frozen_why_and_next(volume, volume.alone.question)
     for session in volume.sessions.values():
         if connection_state(session) is ConnectionState.REFUSED and session.refusal:
             why = f"{session.name} refuses the connection: {session.refusal}"
@@ -226,9 +292,12 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
             return session.split.why_and_next()
         if session.phase in (Phase.REFUSED, Phase.IDLE) and decision is not None:
             return decision.sentence, decision.next_step
-        if (slow_s := _slow_s(session)) is not None:
-            why = f"{session.name} is slow: no answer for {slow_s:g} s"
+        if (slow := _slow(session)) is not None:
+            why = f"{session.name} is slow: {slow.what} for {slow.for_s:.1f} s"
             return why, f"look at the network and the disk of {session.name}"
+        if paused := paused_on(session):
+            next_step = f"to let it go on, on {paused}: replctl resync {name} resume"
+            return f"the copy is {held_back(session)}", next_step
         if session.phase in (Phase.SOURCE, Phase.TARGET) and decision is not None:
             return decision.sentence, f"nothing to do; to wait: replctl wait {name} --for in-sync"
     away = [s.name for s in volume.sessions.values() if s.phase is Phase.DOWN]

@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from repl.core import chronicle
 from repl.core.blockmap import BlockMap, runs_of
 from repl.core.handshake import Action
 from repl.core.outbox import MapName
@@ -126,12 +127,13 @@ class Source:
         self._dirty.merge(self._copy)
         self.total_bytes = self._dirty.set_bytes
         self._working = True
+        session.progress.begin(volume.now)
         if session.is_member and their_hello.cache_lost:
             volume.writes.sync_first.add(session.name)
         session.move(Phase.SOURCE)
         volume.send_status()
         if self.total_bytes:
-            volume.note("info", f"resync to {session.name}: {self.total_bytes} bytes to look at")
+            chronicle.copy_started(session, self.total_bytes, source=True)
         self.advance()
 
     # Work.
@@ -140,7 +142,7 @@ class Source:
         """Ask for as many reads as the window has room for, or end."""
         if not self._working or self._finishing:
             return
-        while self._window_bytes < WINDOW_BYTES:
+        while self._window_bytes < WINDOW_BYTES and self._may_read():
             chunk = self._next_chunk(self._copy, False) or self._next_chunk(self._compare, True)
             if chunk is None:
                 break
@@ -150,10 +152,27 @@ class Source:
         ):
             self._finish()
 
+    @property
+    def target_is_incomplete(self) -> bool:
+        """Whether the target has stored, before anything was sent, that its copy is no copy now.
+
+        Such a copy may be held back by an operator's pause or rate limit; a settle may not, since
+        writes wait for it.
+        """
+        working = self._session.phase is Phase.SOURCE
+        return working and self.action in (Action.RESYNC_SOURCE, Action.FULL_SOURCE)
+
+    def _may_read(self) -> bool:
+        if not self.target_is_incomplete:
+            return True
+        return self._volume.pacing.may_read(self._session.their_wish, self._volume.now)
+
     def _read(self, chunk: _Chunk) -> None:
         number = self._volume.next_chunk()
         self._chunks[number] = chunk
         self._window_bytes += chunk.length
+        if self.target_is_incomplete:
+            self._volume.pacing.spent(chunk.length)
         self._volume.outbox.copies.append(
             (number, chunk.offset, chunk.length, chunk.compare, self._session.name)
         )
@@ -236,12 +255,15 @@ class Source:
         length = max(chunk.length, end - chunk.offset)
         for todo in (self._copy, self._compare):
             todo.clear(chunk.offset, length)
+        if self.target_is_incomplete:
+            # Nothing had to be read: the limit is for disks and the link.
+            self._volume.pacing.spent(-chunk.length)
         hello = self._session.their_hello
         assert hello is not None
         if self.action is Action.FULL_SOURCE and hello.known_zeroes:
             # The target's backing is new and reads as zeroes there already.
             self._window_bytes -= chunk.length
-            self._dirty.clear(chunk.offset, length)
+            self._done(chunk.offset, length)
             return
         seq = self._session.send_zeroes(Type.RESYNC_ZERO, chunk.offset, length, FLAG_PUNCH)
         self._sent(seq, chunk.length, 0)
@@ -277,13 +299,14 @@ class Source:
         window = self._window
         while window and window[0][0] <= applied:
             self._window_bytes -= window.popleft()[1]
+            self._session.progress.moved(self._volume.now)
         # Answers to digests come in any order relative to copies; look at each.
         if self._equal and durable > self._cleared_durable:
             self._cleared_durable = durable
             left: deque[tuple[int, int, int]] = deque()
             for seq, offset, length in self._equal:
                 if seq <= durable:
-                    self._dirty.clear(offset, length)
+                    self._done(offset, length)
                 else:
                     left.append((seq, offset, length))
             self._equal = left
@@ -291,6 +314,28 @@ class Source:
             self._persist_bytes = 0
             self._volume.commits.request(with_maps=True)
         self.advance()
+
+    def _done(self, offset: int, length: int) -> None:
+        before_bytes = self._dirty.set_bytes
+        self._dirty.clear(offset, length)
+        self._session.progress.done(before_bytes - self._dirty.set_bytes, self._volume.now)
+
+    # What it waits for, as far as `stalls.py` cannot see it.
+
+    @property
+    def reading(self) -> bool:
+        """Whether a chunk is being read from this node's disk."""
+        return bool(self._chunks)
+
+    @property
+    def waits_for_writes(self) -> bool:
+        """Whether a block waits until writes in flight let it be read."""
+        return bool(self._reserved)
+
+    @property
+    def waits_for_own_sync(self) -> bool:
+        """Whether all is copied and this node's disk has to make it durable."""
+        return self._finishing and not self._here_durable
 
     # End.
 

@@ -135,8 +135,7 @@ class SplitBrain:
 
     def begin(self) -> None:
         """Both sides found the split-brain; a peer that was given up before is told again."""
-        volume, session = self._volume, self._session
-        volume.note("error", f"split-brain with {session.name}: both copies are kept as they are")
+        volume = self._volume
         volume.send_status()
         if not self.speaks:
             return
@@ -326,7 +325,8 @@ class SplitBrain:
         if self.step is Step.ASKING:
             self._answer(self._raced(peer))
         self._go(Step.GIVING_UP)
-        volume.note("warning", f"{peer} is kept: what only {volume.node} has is given up")
+        text = f"{peer} is kept: what only {volume.node} has is given up"
+        volume.tell("COPY_GIVEN_UP", text, peer=peer)
         take_back(self._session)
         volume.commits.request(lambda: self._given_up(generation_id), with_maps=True)
 
@@ -385,7 +385,8 @@ class SplitBrain:
 
     def _stored(self) -> None:
         volume, peer = self._volume, self._session.name
-        volume.note("warning", f"{volume.node} is kept; {peer} is to give up what only it has")
+        text = f"{volume.node} is kept; {peer} is to give up what only it has"
+        volume.tell("COPY_KEPT", text, peer=peer)
         if self._alive:
             self._tell()
             volume.send_status()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from repl.core import chronicle
 from repl.core.intents import HOT_EXTENTS_MAX
-from repl.core.liveness import SLOW_PART
+from repl.core.stalls import held_back
 from repl.core.states import Phase
 from repl.core.writes import Waiter
 
@@ -41,7 +42,7 @@ class Upkeep:
         volume.absence.tick()
         for session in volume.sessions.values():
             self._tick_session(session)
-        self._tick_loss()
+        self.look_for_losses()
         crowded = len(volume.intents.hot) >= HOT_EXTENTS_MAX
         if crowded or volume.now >= self._checkpoint_at_s:
             self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
@@ -51,22 +52,27 @@ class Upkeep:
         if session.phase is Phase.DOWN:
             return
         now, timeouts = self._volume.now, self._volume.timeouts
-        debt_s, used_up = session.live.used_up(now, timeouts)
-        if used_up > 1:
-            session.drop(f"it did not answer for {debt_s:.1f} s")
+        debt = session.live.worst(now, timeouts)
+        if debt.part > 1:
+            session.drop(f"it did not answer for {debt.for_s:.1f} s: {debt.what}")
             return
-        if used_up >= SLOW_PART and not session.live.said_slow:
-            session.live.said_slow = True
-            self._volume.note("warning", f"{session.name} is slow: no answer for {debt_s:.1f} s")
+        if session.live.slowness_changed(now, debt):
+            self._volume.outbox.changed = True
+            chronicle.slowness_changed(session, debt)
         if now - session.live.sent_s >= timeouts.ping_interval_s:
             session.ping()
-        session.measure()
+        if held_back(session):
+            session.progress.begin(now)
+        else:
+            session.progress.measure(now)
+        chronicle.look_at_copy(session)
         if session.split is not None:
             session.split.tick()
         if session.receiver.unsynced and now - self.synced_at_s >= WATERMARK_INTERVAL_S:
             session.receiver.sync()
 
-    def _tick_loss(self) -> None:
+    def look_for_losses(self) -> None:
+        """G4: go on without a member that did not answer, if that is permitted."""
         volume = self._volume
         if not volume.is_primary or volume.changes.busy or volume.failed:
             return
@@ -78,9 +84,7 @@ class Upkeep:
                 and session.needed_since_s is not None
                 and self._given_up(session)
             ):
-                permit = f"manual: {session.name} did not answer"
-                session.probation.dropped(volume.now)
-                volume.changes.lose([session], permit, answered=session.client_waits)
+                volume.changes.lose_unanswered(session)
                 return
 
     def _given_up(self, session: Session) -> bool:
@@ -88,8 +92,11 @@ class Upkeep:
         timeouts, now = self._volume.timeouts, self._volume.now
         assert session.needed_since_s is not None
         if session.phase in (Phase.SOURCE, Phase.JOINING):
-            # It is back and being settled: that may take a while, but not for ever.
-            limit = timeouts.reconnect_grace_s + timeouts.peer_timeout_s
+            # It is back and being settled: that may take a while, but not for ever. A copy of which
+            # nothing is trusted may take hours, and gets no more than a connection that broke.
+            limit = timeouts.reconnect_grace_s
+            if session.source is None or not session.source.target_is_incomplete:
+                limit += timeouts.peer_timeout_s
             return now - session.needed_since_s >= limit
         return now - session.down_since_s >= timeouts.reconnect_grace_s
 

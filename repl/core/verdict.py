@@ -18,6 +18,11 @@ class Verdict:
     code: str = ""
 
 
+def operator(by: str) -> str:
+    """Return who gave an order, in words, from what the control API knows: "uid 0" or nothing."""
+    return f"an operator ({by})" if by else "an operator"
+
+
 def granted(reason: str) -> Verdict:
     """Return a yes with its reason."""
     return Verdict(True, reason)

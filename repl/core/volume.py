@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from repl.core import routing, splitbrain
+from repl.core import adopting, chronicle, pacing, routing, splitbrain
 from repl.core.absence import Absence
 from repl.core.blockmap import runs_of
 from repl.core.changes import Changes
@@ -20,15 +20,18 @@ from repl.core.commits import Commits, Syncs
 from repl.core.facts import Facts, Maps, PeerRecord
 from repl.core.intents import Intents
 from repl.core.outbox import Op, Outbox, WriteKind
+from repl.core.pacing import Pacing, Wish
+from repl.core.permits import Alone, Manual, Provider
 from repl.core.promotion import PromoteRequest
 from repl.core.roles import Roles, sole_survivor
 from repl.core.session import Session
 from repl.core.states import DiskState, Phase, Role
 from repl.core.timeouts import AWAY_S, Timeouts
 from repl.core.upkeep import Upkeep
-from repl.core.verdict import Verdict, granted, refused
+from repl.core.verdict import Verdict
 from repl.core.wire import Type, encode_body
 from repl.core.writes import ClientWrites
+from repl.events import Note, event
 
 #: Bytes written and not synced that start a sync here without being asked (design §7).
 BACKGROUND_SYNC_BYTES = 32 << 20
@@ -49,6 +52,8 @@ class Volume:
         now_s: float,
         wall_clock_s: int,
         timeouts: Timeouts | None = None,
+        wish: Wish | None = None,
+        provider: Provider | None = None,
     ) -> None:
         self.name = name
         self.node = node
@@ -57,7 +62,7 @@ class Volume:
         self.size_bytes = facts.size_bytes
         self.random_id = random_id
         self.now = now_s
-        self.wall_clock_s = wall_clock_s
+        self.wall_clock_s = self.opened_wall_s = wall_clock_s
         self.timeouts = timeouts or Timeouts()
         self.outbox = Outbox()
         #: Why the local copy failed; empty while it is good.
@@ -69,7 +74,7 @@ class Volume:
         self.is_primary = False
         self._freezes: set[str] = set()
         self._chunk_number = 0
-        self.commits = Commits(facts, maps)
+        self.commits = Commits(facts, maps, lambda old, new: chronicle.stored(self, old, new))
         self.syncs = Syncs()
         self.intents = Intents(maps.intents)
         self.writes = ClientWrites(self)
@@ -77,6 +82,8 @@ class Volume:
         self.sessions = {record: Session(self, record) for record in maps.dirty}
         self.upkeep = Upkeep(self)
         self.absence = Absence(self)
+        self.pacing = Pacing(wish or Wish(), now_s)
+        self.alone = Alone(self, provider or Manual())
         resume = bool(facts.lineage) and facts.is_primary
         resume = resume and facts.generation.primary == facts.node_id and not facts.inconsistent
         self.roles = Roles(self, resume)
@@ -115,6 +122,7 @@ class Volume:
         """End a turn: take steps that waited for this turn's inputs, and return all effects."""
         self.changes.poll()
         self.roles.poll()
+        self.alone.poll()
         for session in self.sessions.values():
             if session.source is not None:
                 session.source.advance()
@@ -198,7 +206,7 @@ class Volume:
         """
         if self.failed:
             return
-        self.note("error", f"the local copy failed: {reason}")
+        self.tell("DISK_FAILED", f"the local copy failed: {reason}", reason=reason)
         self.change_facts(
             inconsistent=True, everything_suspect=True, is_primary=False, source_generation=0
         )
@@ -227,7 +235,7 @@ class Volume:
         if self.full or self.failed:
             return
         self.full = reason
-        self.note("error", f"no space is left for the local copy: {reason}")
+        self.tell("DISK_FULL", f"no space is left for the local copy: {reason}", reason=reason)
         if not self.is_primary:
             for session in self.sessions.values():
                 if session.connected:
@@ -239,7 +247,7 @@ class Volume:
         """Nothing waits for room any more."""
         if self.full:
             self.full = ""
-            self.note("info", "the local copy has room again")
+            self.tell("DISK_HAS_ROOM", "the local copy has room again")
             self.outbox.changed = True
 
     def _dismiss(self, peer: str) -> None:
@@ -314,29 +322,7 @@ class Volume:
 
     def adopt(self, number: int) -> None:
         """Declare this fresh copy the one: a first generation with the set {me}."""
-        if not self.facts.fresh:
-            verdict = refused(
-                "ADOPT_NOT_NEEDED",
-                "this copy belongs to the volume already",
-                f"replctl status {self.name}",
-            )
-            self.answer(number, verdict)
-            return
-        holder = next((s.name for s in self.sessions.values() if s.shows_data), "")
-        if self.facts.inconsistent or holder:
-            verdict = refused(
-                "ADOPT_NOT_NEEDED",
-                f"{holder or 'a peer'} holds the volume's data and this copy is new or half copied",
-                f"replctl wait {self.name} --for in-sync",
-            )
-            self.answer(number, verdict)
-            return
-        if self.changes.busy:
-            self.answer(number, refused("VOLUME_BUSY", "another change is in progress"))
-            return
-        for session in self.sessions.values():
-            session.drop("this copy was declared the one")
-        self.changes.adopt(lambda: self.answer(number, granted("this copy is the one")))
+        adopting.adopt(self, number)
 
     def resolve(self, number: int, keep: str) -> None:
         """End a split-brain: the copy on node `keep` is kept, the other one gives up its own."""
@@ -410,7 +396,7 @@ class Volume:
         assert self.commits.stored.is_primary and not self.is_primary
         assert self.commits.stored.generation.primary == self.facts.node_id
         self.is_primary = True
-        self.note("info", f"{self.node} is primary of {self.name}")
+        self.tell("ROLE_PRIMARY", f"{self.node} is primary of {self.name}")
         self.writes.release_held()
         self.send_status()
 
@@ -420,7 +406,7 @@ class Volume:
         self.absence.forget()
         self.upkeep.checkpoint_given_up()
         self.intents.connection_ended()
-        self.note("info", f"{self.node} is secondary of {self.name}")
+        self.tell("ROLE_SECONDARY", f"{self.node} is secondary of {self.name}")
         self.send_status()
 
     def clear_intents(self) -> None:
@@ -458,7 +444,7 @@ class Volume:
         for session in self.sessions.values():
             if session.phase is not Phase.DOWN:
                 body = {"role": self.role_text, "disk_state": self.disk_state_text}
-                session.send_control(Type.STATUS, body)
+                session.send_control(Type.STATUS, body | pacing.wish_to_json(self.pacing.own))
 
     @property
     def role_text(self) -> str:
@@ -488,5 +474,9 @@ class Volume:
         self.outbox.answers.append((number, verdict))
 
     def note(self, level: str, text: str) -> None:
-        """Say something to the log and the event stream."""
-        self.outbox.notes.append((level, text))
+        """Say something to the log."""
+        self.outbox.notes.append(Note(level, text))
+
+    def tell(self, code: str, text: str, **fields: Any) -> None:
+        """Tell an event (`repl/events.py`) to whoever follows; it reaches the log too."""
+        self.outbox.notes.append(event(code, text, fields))

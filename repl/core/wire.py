@@ -223,6 +223,10 @@ class Fields:
         self._kind = kind
         self._body = body
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there: one that older versions do not send."""
+        return name in self._body
+
     def number(self, name: str) -> int:
         """A whole number from 0 to 2**63 - 1."""
         value = self._body.get(name)

@@ -36,6 +36,7 @@ from repl.core.promotion import PromoteRequest
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
 from repl.core.wire import PeerError, Type
+from repl.events import Note
 from repl.link.connection import Frame, PeerConnection
 from repl.node.applying import Applier
 from repl.node.clock import volume_now_s
@@ -65,7 +66,7 @@ class Engine:
         volume: Volume,
         store: Store,
         *,
-        on_note: Callable[[str, str], None],
+        on_note: Callable[[Note], None],
         on_change: Callable[[], None],
         on_lost: Callable[[str, str], None],
         on_fatal: Callable[[str], None],
@@ -360,8 +361,8 @@ class Engine:
             self._abandon(box)
         for name, reason in box.drop:
             self._drop(name, reason)
-        for level, text in box.notes:
-            self._on_note(level, text)
+        for note in box.notes:
+            self._on_note(note)
         for number, verdict in box.answers:
             if (answer := self._answers.pop(number, None)) is not None:
                 answer(verdict)

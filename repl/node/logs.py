@@ -62,6 +62,14 @@ def logger(part: str) -> structlog.stdlib.BoundLogger:
     return cast(structlog.stdlib.BoundLogger, structlog.get_logger("repl").bind(part=part))
 
 
+def log_event(log: structlog.stdlib.BoundLogger, said: dict[str, Any]) -> None:
+    """Write an event, or a line without a code, at its level and with its fields."""
+    write = {"warning": log.warning, "error": log.error}.get(said.get("level", ""), log.info)
+    facts = dict(said.get("fields") or {})
+    facts |= {key: said[key] for key in ("code", "time_s") if said.get(key)}
+    write(str(said.get("text", "")), **facts)
+
+
 class RepeatLimit:
     """Decides whether a message that may come a thousand times a second is written now."""
 

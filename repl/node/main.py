@@ -84,7 +84,6 @@ async def run(config: Config, worker_command: Sequence[str] = WORKER_COMMAND) ->
         systemd.notify("STOPPING=1")
     finally:
         await supervisor.stop()
-    log.info("The node has stopped.")
 
 
 async def _wait_for(stop_asked: asyncio.Event) -> None:

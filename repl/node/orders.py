@@ -15,7 +15,7 @@ from repl.core.promotion import PromoteRequest
 from repl.core.states import Phase
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
-from repl.errors import Refused
+from repl.errors import NoSuchThing, Refused
 from repl.node.engine import Engine
 
 #: Refusals that pass by themselves are asked again for this long before they are given out.
@@ -33,9 +33,10 @@ async def promote(engine: Engine, args: Args) -> Verdict:
         peer_dead=args.get("peer_dead") or "",
         lose_data=bool(args.get("lose_data")),
         accept_half_copied=bool(args.get("accept_half_copied")),
+        by=giver(args),
     )
-    verdict = await _insist(lambda answer: engine.promote(request, answer))
-    return _granted(f"Cannot promote {_here(engine)}", verdict)
+    verdict = await insist(lambda answer: engine.promote(request, answer))
+    return settled(f"Cannot promote {here(engine)}", verdict)
 
 
 async def demote(engine: Engine, args: Args) -> Verdict:
@@ -44,32 +45,42 @@ async def demote(engine: Engine, args: Args) -> Verdict:
     names = engine.client_names
     if names and not drop_clients and engine.volume.is_primary:
         raise Refused(
-            f"Cannot demote {_here(engine)}: {len(names)} client(s) hold it.",
+            f"Cannot demote {here(engine)}: {len(names)} client(s) hold it.",
             f"attached: {', '.join(names[:8])}",
             f"detach them, or: replctl demote {engine.volume.name} --drop-clients",
             code="DEMOTE_CLIENTS",
         )
-    verdict = await _ask(lambda answer: engine.demote(drop_clients, answer))
-    return _granted(f"Cannot demote {_here(engine)}", verdict)
+    # Requests of clients that are gone are answered to nobody: no permit is needed for them.
+    silent = drop_clients or engine.volume.alone.question is not None
+    verdict = await ask(lambda answer: engine.demote(silent, answer))
+    return settled(f"Cannot demote {here(engine)}", verdict)
+
+
+async def go_on(engine: Engine, args: Args) -> Verdict:
+    """Let a frozen primary go on without its peer."""
+    alone, by = engine.volume.alone, giver(args)
+    verdict = await ask(lambda answer: engine.ask(lambda n: alone.give(n, by), answer))
+    return settled(f"Cannot continue {here(engine)}", verdict)
 
 
 async def resolve(engine: Engine, args: Args) -> Verdict:
     """End a split-brain: the copy on the node `keep` is kept."""
     keep = str(args.get("keep"))
-    verdict = await _insist(
+    verdict = await insist(
         lambda answer: engine.ask(lambda number: engine.volume.resolve(number, keep), answer)
     )
-    return _granted(f"Cannot resolve the split-brain of {engine.volume.name}", verdict)
+    return settled(f"Cannot resolve the split-brain of {engine.volume.name}", verdict)
 
 
 async def adopt(engine: Engine) -> Verdict:
     """Declare this copy the volume's data."""
-    return _granted(f"Cannot adopt {_here(engine)}", await _ask(engine.adopt))
+    return settled(f"Cannot adopt {here(engine)}", await ask(engine.adopt))
 
 
 ORDERS: Final[Mapping[str, Callable[[Engine, Args], Awaitable[Verdict]]]] = {
     "promote": promote,
     "demote": demote,
+    "continue": go_on,
     "splitbrain-resolve": resolve,
 }
 
@@ -89,34 +100,43 @@ def may_be_last_copy(volume: Volume) -> bool:
     return not phases & elsewhere
 
 
-def _here(engine: Engine) -> str:
+def giver(args: Args) -> str:
+    """Return who gave the order, as the control API knows it: "uid 0", or nothing."""
+    return str(args.get("by") or "")
+
+
+def here(engine: Engine) -> str:
+    """Return the volume and the node, for a sentence."""
     return f"{engine.volume.name} on {engine.volume.node}"
 
 
-async def _ask(ask: Callable[[Answer], None]) -> Verdict:
+async def ask(question: Callable[[Answer], None]) -> Verdict:
+    """Ask the core once, and return its verdict."""
     answered: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
     def answer(verdict: Verdict) -> None:
         if not answered.done():
             answered.set_result(verdict)
 
-    ask(answer)
+    question(answer)
     return await answered
 
 
-async def _insist(ask: Callable[[Answer], None]) -> Verdict:
+async def insist(question: Callable[[Answer], None]) -> Verdict:
     """Ask again for a while as long as the refusal is one that passes by itself."""
     deadline_s = time.monotonic() + TRANSIENT_WAIT_S
     while True:
-        verdict = await _ask(ask)
+        verdict = await ask(question)
         if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
             return verdict
         await asyncio.sleep(TRANSIENT_STEP_S)
 
 
-def _granted(what: str, verdict: Verdict) -> Verdict:
+def settled(what: str, verdict: Verdict) -> Verdict:
+    """Return a verdict that says yes; raise one that says no."""
     if not verdict.ok:
-        raise Refused(
+        family = NoSuchThing if verdict.code == "NO_SUCH_PEER" else Refused
+        raise family(
             f"{what}: {verdict.reason}.", verdict.reason, verdict.next_step, code=verdict.code
         )
     return verdict

@@ -17,18 +17,23 @@ from typing import Any
 
 from nbdserver.export import ExportInfo
 from nbdserver.terms import Terms
+from repl.core.pacing import Wish
+from repl.core.permits import AskOperator, Manual
 from repl.core.snapshot import split_brain_snapshot, volume_snapshot
 from repl.core.timeouts import Timeouts
-from repl.core.verdict import Verdict
+from repl.core.verdict import Verdict, operator
 from repl.core.volume import Volume
 from repl.errors import Refused, ReplError
+from repl.events import Note, event
 from repl.link.connection import Frame, PeerConnection
 from repl.link.dialer import Dialer
 from repl.link.preamble import Preamble
 from repl.link.tls import TlsSocket
-from repl.node import orders
+from repl.node import copy_orders, orders
+from repl.node.client_tally import ClientTally
 from repl.node.clock import boot_id, volume_now_s
 from repl.node.closed_status import closed_status
+from repl.node.copy_orders import COPY_ORDERS
 from repl.node.engine import Engine
 from repl.node.orders import ORDERS
 from repl.node.peer_tls import PeerTls
@@ -52,7 +57,7 @@ class ServedVolume:
         settings: Settings,
         *,
         on_change: Callable[[], None],
-        on_event: Callable[[str, str], None],
+        on_event: Callable[[Note], None],
         on_fatal: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -77,6 +82,9 @@ class ServedVolume:
         self._link_said = ""
         self._stopping = False
         self._clients = VolumeClients(loop, settings.get("nbd_limits", {}))
+        self._tally = ClientTally(
+            lambda text, fields: self._tell("CLIENTS_CHANGED", text, **fields)
+        )
 
     # Opening and closing.
 
@@ -94,7 +102,8 @@ class ServedVolume:
             )
         except ReplError as problem:
             self._problem = problem
-            self._on_event("error", f"{problem.what}: {problem.why}")
+            text = f"{problem.what}: {problem.why}"
+            self._tell("VOLUME_NOT_OPENED", text, error=problem.code)
             self._on_change()
             return
         self._serve(store)
@@ -106,7 +115,7 @@ class ServedVolume:
         self._problem = None
         self._store = store
         for report in store.reports:
-            self._on_event("warning", report)
+            self._tell("METADATA_DAMAGED", report)
         if self._settings["volume"].get("preallocate"):
             self._reserve_space(store)
         # Only configured peers take part; records of others stay in the facts.
@@ -128,6 +137,8 @@ class ServedVolume:
                 ping_interval_s=timeouts["ping_interval_s"],
                 meeting_s=timeouts["connect_timeout_s"] + timeouts["reconnect_backoff_max_s"],
             ),
+            wish=self._wish(),
+            provider=AskOperator() if self._settings["volume"].get("alone") == "ask" else Manual(),
         )
         self._engine = Engine(
             self._loop,
@@ -143,17 +154,26 @@ class ServedVolume:
         self._start_link()
         self._on_change()
 
+    def _wish(self) -> Wish:
+        """How copies are held back: what an operator ordered, else what the configuration says."""
+        volume = self._settings["volume"]
+        ordered = volume.get("resync_order")
+        if ordered is None:
+            return Wish(rate_bytes_per_s=volume.get("resync_rate_bytes_max", 0))
+        rate, since_s = ordered["rate_limit_bytes_per_s"], ordered["since_s"] or 0
+        return Wish(ordered["paused"], rate, ordered["by"], since_s)
+
     def _reserve_space(self, store: Store) -> None:
         """`preallocate`: what cannot be reserved is said, and the volume is served all the same."""
         backing = store.backing
         try:
             reserved = backing.reserve(0, backing.size_bytes)
         except OSError as error:
-            self._on_event("warning", f"preallocate: {backing.path}: {error.strerror}")
+            self._tell("SPACE_NOT_RESERVED", f"preallocate: {backing.path}: {error.strerror}")
             return
         backing.keeps_space = reserved
         if not reserved and backing.kind is BackingKind.FILE:
-            self._on_event("warning", f"preallocate: {backing.path}: not possible there")
+            self._tell("SPACE_NOT_RESERVED", f"preallocate: {backing.path}: not possible there")
 
     async def stop(self) -> None:
         """A clean stop: hand over, sync, say in the metadata that the close was clean."""
@@ -220,7 +240,8 @@ class ServedVolume:
         if reason != self._link_said:
             # Said once, not at every attempt of an endless series.
             self._link_said = reason
-            self._on_event("info", reason)
+            assert self._peer is not None
+            self._tell("PEER_UNREACHABLE", reason, peer=str(self._peer["name"]))
 
     def take_peer(self, sock: socket.socket) -> None:
         """An accepted peer connection whose preamble was checked by the supervisor."""
@@ -279,8 +300,11 @@ class ServedVolume:
             return
         connection = self._clients.connection(sock, agreed, leftover, name, engine, engine.clients)
         if connection is None:
-            self._on_event("warning", f"{name}: refused, {len(engine.clients)} clients attached")
+            text = f"{name}: refused, {len(engine.clients)} clients attached"
+            self._tell("CLIENT_REFUSED", text, client=name)
             return
+        if engine.volume.serving:
+            self._tally.attached()
         engine.add_client(connection)
 
     # Operators.
@@ -290,22 +314,38 @@ class ServedVolume:
         if verb == "status":
             return self.status()
         if verb == "adopt":
-            return await self._adopt(discard=bool(args.get("discard")))
+            return await self._adopt(bool(args.get("discard")), orders.giver(args))
         engine = self._engine
         if engine is None:
             assert self._problem is not None
             raise self._problem
-        if verb in ORDERS:
-            verdict = await ORDERS[verb](engine, args)
+        if verb in ORDERS or verb in COPY_ORDERS:
+            verdict = await (ORDERS.get(verb) or COPY_ORDERS[verb])(engine, args)
             return {"reason": verdict.reason, "volume": self.status()}
+        if verb == "resync-full":
+            return await self._compare(engine, args)
         if verb == "splitbrain":
             return split_brain_snapshot(engine.volume)
         if verb in ("connect", "disconnect"):
-            return self._switch_link(engine, enabled=verb == "connect")
+            return self._switch_link(engine, verb == "connect", orders.giver(args))
         assert verb == "metadata-dump", verb
         return self._dump()
 
-    def _switch_link(self, engine: Engine, *, enabled: bool) -> dict[str, Any]:
+    async def _compare(self, engine: Engine, args: dict[str, Any]) -> dict[str, Any]:
+        ordered = await copy_orders.compare(engine, args)
+        if isinstance(ordered, Verdict):
+            return {"reason": ordered.reason, "volume": self.status()}
+        source, by = str(args["source"]), orders.giver(args)
+        text = f"the copy on {self._node} becomes a new one, and is compared with {source}'s"
+        self._tell("FULL_COMPARISON_ORDERED", text, peer=source, by=by)
+        self._reopen(discard=True)
+        return {"reason": text, "volume": self.status()}
+
+    def _switch_link(self, engine: Engine, enabled: bool, by: str) -> dict[str, Any]:
+        if enabled != self._peer_enabled:
+            code, did = ("PEER_ENABLED", "lets") if enabled else ("PEER_DISABLED", "forbids")
+            text = f"{operator(by)} {did} {self._node} to connect to its peer"
+            self._tell(code, text, by=by)
         self._peer_enabled = enabled
         if not enabled:
             if self._dialer is not None:
@@ -319,7 +359,7 @@ class ServedVolume:
     def _connected(self, engine: Engine) -> bool:
         return any(session.connected for session in engine.volume.sessions.values())
 
-    async def _adopt(self, *, discard: bool) -> dict[str, Any]:
+    async def _adopt(self, discard: bool, by: str) -> dict[str, Any]:
         engine = self._engine
         if engine is not None and engine.volume.is_primary and discard:
             raise Refused(
@@ -341,6 +381,8 @@ class ServedVolume:
         assert engine is not None
         if not discard:
             await orders.adopt(engine)
+        code, did = ("COPY_DISCARDED", "gave up") if discard else ("COPY_ADOPTED", "adopted")
+        self._tell(code, f"{operator(by)} {did} the copy on {self._node}", by=by)
         return {"volume": self.status()}
 
     def _reopen(self, *, discard: bool) -> None:
@@ -371,7 +413,15 @@ class ServedVolume:
             "metadata": dump_json(state_dir, self.name),
         }
 
-    # Status.
+    # Events and status.
+
+    def look(self) -> None:
+        """Called now and then: tell what is told in sums."""
+        names = self._engine.client_names if self._engine is not None else []
+        self._tally.look(names, time.monotonic())
+
+    def _tell(self, code: str, text: str, **fields: Any) -> None:
+        self._on_event(event(code, text, fields))
 
     def status(self) -> dict[str, Any]:
         """The volume's object of design §11, with added fields."""

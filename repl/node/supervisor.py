@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,20 +20,26 @@ from typing import Any, Final
 
 import repl
 from repl.config import Address, Config, VolumeSettings
+from repl.control.events import EventStreams
 from repl.control.server import ControlServer
 from repl.errors import NoSuchThing
+from repl.events import SEVERITIES, event
 from repl.node.channel import Message
+from repl.node.event_file import EventFile
+from repl.node.event_ring import EVENTS_MAX, EventRing
 from repl.node.listeners import Listener, listen_tcp, listen_unix
-from repl.node.logs import logger
+from repl.node.logs import log_event, logger
 from repl.node.nbd_front import NbdFront
 from repl.node.peer_front import PeerFront
 from repl.node.state_dir import StateDirLock
 from repl.node.volume_status import unknown_volume
-from repl.node.worker_process import WORKER_COMMAND, WorkerProcess, WorkerTimes, log_event
+from repl.node.worker_process import WORKER_COMMAND, WorkerProcess, WorkerTimes
 
 CONTROL_MODE: Final = 0o600
 #: NBD clients such as qemu run as other users; the group of the daemon may connect.
 NBD_MODE: Final = 0o660
+#: Orders that outlive the worker they were given to, though not this daemon.
+PACE_VERBS: Final = frozenset({"resync-pause", "resync-resume", "resync-limit"})
 
 
 class Supervisor:
@@ -53,11 +60,16 @@ class Supervisor:
                 unknown_volume(name, volume.size_bytes, volume.peers),
                 command=worker_command,
                 times=times,
-                on_event=partial(log_event, volume=name),
+                on_event=partial(self._said, name),
             )
             for name, volume in config.volumes.items()
         }
         self._nbd_front: NbdFront | None = None
+        self._streams: EventStreams | None = None
+        self._event_file = EventFile(config.node.state_dir)
+        self.events = EventRing(keep=self._event_file.keep)
+        self._up = False
+        self._started_s = time.monotonic()
         self._stack = AsyncExitStack()
         self._log = logger("node").bind(node=config.node.name)
 
@@ -68,7 +80,13 @@ class Supervisor:
         except BaseException:
             await self._stack.aclose()
             raise
-        self._log.info("The node is up.", volumes=len(self.workers), version=repl.__version__)
+        self._up = True
+        self._tell(
+            "DAEMON_STARTED",
+            "The node is up.",
+            volumes=len(self.workers),
+            version=repl.__version__,
+        )
 
     async def stop(self) -> None:
         """Stop all volumes cleanly, in parallel, then everything else. Bounded. Idempotent."""
@@ -77,6 +95,10 @@ class Supervisor:
     async def _start(self) -> None:
         node, nbd = self._config.node, self._config.nbd
         self._stack.callback(StateDirLock(node.state_dir).close)
+        self.events.resume(*self._event_file.load(EVENTS_MAX))
+        self._event_file.start()
+        self._stack.callback(self._event_file.close)
+        self._stack.callback(self._tell_end)
         control = self._own(listen_unix(node.control, CONTROL_MODE, "[node] control"))
         nbd_listeners = []
         if nbd.socket is not None:
@@ -88,7 +110,8 @@ class Supervisor:
             self._listen_tcp(node.metrics, "[node] metrics") if node.metrics is not None else None
         )
 
-        control_server = ControlServer(control.sock, self)
+        control_server = ControlServer(control.sock, self, self.events)
+        self._streams = control_server.streams
         self._stack.push_async_callback(control_server.close)
         await control_server.start()
         if metrics is not None:
@@ -138,6 +161,34 @@ class Supervisor:
     async def _stop_workers(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
 
+    # Events.
+
+    def _tell_end(self) -> None:
+        """The last event of this daemon: whoever reads the file knows that no later one is lost."""
+        if self._up:
+            self._up = False
+            self._tell("DAEMON_STOPPED", "The node has stopped.")
+
+    def _tell(self, code: str, text: str, **fields: Any) -> None:
+        self._said("", event(code, text, fields)._asdict())
+
+    def _said(self, volume: str, said: dict[str, Any]) -> None:
+        """Take up what a worker, or this process, says: into the ring if it has a code, and into
+        the log unless it is one of too many."""
+        code = said.get("code", "")
+        taken = not code or self.events.add(
+            code,
+            str(said.get("level", "")),
+            str(said.get("text", "")),
+            said.get("fields") or {},
+            volume=volume,
+            time_s=said.get("time_s"),
+        )
+        if not taken:
+            return
+        log = self._log if not volume else logger("volume").bind(volume=volume)
+        log_event(log, said)
+
     # The control API's backend.
 
     async def status(self) -> Message:
@@ -152,11 +203,14 @@ class Supervisor:
 
     async def request(self, name: str, verb: str, args: Message, timeout_s: float) -> Message:
         worker = self._worker(name)
-        for key in ("peer", "peer_dead", "keep"):
-            # Of the nodes that a copy can be kept on, this one needs no looking up.
-            if key != "keep" or args.get(key) != self._config.node.name:
+        for key in ("peer", "peer_dead", "keep", "source"):
+            # Of the nodes whose copy can be kept, this one needs no looking up.
+            if key not in ("keep", "source") or args.get(key) != self._config.node.name:
                 self._check_peer(self._config.volumes[name], args.get(key))
         result = await worker.request(verb, args, timeout_s)
+        if verb in PACE_VERBS:
+            # A worker that is started again holds its copies back as this one does.
+            worker.remember("resync_order", result["volume"]["resync_order"])
         # Who was told "promoted" may send an NBD client at once; it must not be judged by a status
         # from before.
         await worker.ask_volume()
@@ -171,7 +225,24 @@ class Supervisor:
                 "listen": None if self._config.nbd.listen is None else str(self._config.nbd.listen),
             }
             | (self._nbd_front.totals() if self._nbd_front is not None else {}),
+            "uptime_s": round(time.monotonic() - self._started_s, 1),
+            "events": self._event_counts(),
             "volumes": volumes,
+        }
+
+    def _event_counts(self) -> Message:
+        by_severity = dict.fromkeys(SEVERITIES, 0)
+        for (_volume, severity), count in self.events.told.items():
+            if severity in by_severity:
+                by_severity[severity] += count
+        streams = self._streams
+        return {
+            "last_number": self.events.last_number,
+            **by_severity,
+            "suppressed": self.events.suppressed,
+            "unstored": self._event_file.lost,
+            "followers": streams.followers if streams is not None else 0,
+            "followers_dropped": streams.dropped if streams is not None else 0,
         }
 
     def _worker(self, name: str) -> WorkerProcess:
@@ -205,6 +276,8 @@ def worker_settings(config: Config, volume: VolumeSettings) -> dict[str, Any]:
             "size_bytes": volume.size_bytes,
             "backing": volume.backing,
             "preallocate": volume.preallocate,
+            "alone": volume.alone,
+            "resync_rate_bytes_max": volume.resync_rate_bytes_max,
         },
         "state_dir": config.node.state_dir,
         "peer": None

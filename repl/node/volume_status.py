@@ -62,6 +62,8 @@ def unanswered_volume(last: VolumeObject, problem: ReplError) -> VolumeObject:
     }
     return last | {
         "serving": False,
+        "frozen": False,
+        "alone": None,
         "clients": 0,
         "client_names": [],
         "promotable": {

@@ -21,6 +21,7 @@ from typing import Any
 
 from nbdserver import terms
 from repl.errors import ReplError
+from repl.events import ERROR, Note
 from repl.node.channel import Channel, MessageTooBig, die_with_parent
 from repl.node.event_loop import new_event_loop
 from repl.node.served_volume import ServedVolume
@@ -56,7 +57,7 @@ class Worker:
             self._spawn(self._answer(volume, message))
         elif not fds and kind in ("client", "peer"):
             # This process is out of descriptors: the kernel delivered the message without.
-            self._event("error", f"a {kind} connection was lost: out of file descriptors")
+            self._event(Note(ERROR, f"a {kind} connection was lost: out of file descriptors"))
         elif kind == "client":
             sock = socket.socket(fileno=fds.pop(0))
             agreed = terms.from_json(message["agreed"])
@@ -112,6 +113,8 @@ class Worker:
             self.finished.set_result(0)
 
     def _heartbeat(self) -> None:
+        if self._volume is not None:
+            self._volume.look()
         self._push()
         self._loop.call_later(HEARTBEAT_S, self._heartbeat)
 
@@ -125,13 +128,8 @@ class Worker:
         if self._volume is not None and self._channel.queued < 4:
             self._channel.send({"kind": "status", "volume": self._volume.status()})
 
-    def _event(self, level: str, text: str) -> None:
-        event = {
-            "time_s": time.time(),
-            "volume": self._volume.name if self._volume is not None else "",
-            "level": level,
-            "text": text,
-        }
+    def _event(self, note: Note) -> None:
+        event = {"time_s": time.time(), **note._asdict()}
         self._channel.send({"kind": "event", "event": event})
 
     def _fatal(self, reason: str) -> None:

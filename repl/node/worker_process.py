@@ -21,14 +21,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from repl import errors
 from repl.errors import Refused, ReplError, TimedOut
+from repl.events import event
 from repl.node.channel import Channel, Message, channel_pair
-from repl.node.logs import logger
+from repl.node.logs import log_event, logger
 from repl.node.volume_status import VolumeObject, unanswered_volume
 
 #: A silent worker is looked at this often within its limit. Each look counts once, however late it
@@ -122,7 +124,7 @@ class WorkerProcess:
         self._settings = settings
         self._command = tuple(command)
         self._times = times or WorkerTimes()
-        self._on_event = on_event
+        self._on_event = on_event or partial(log_event, logger("worker").bind(volume=self.name))
         self._last_volume = unknown
         self._problem: ReplError | None = self._silence("its worker process has not started yet")
         self._run: _Run | None = None
@@ -132,6 +134,10 @@ class WorkerProcess:
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._log = logger("worker").bind(volume=self.name)
+
+    def remember(self, key: str, value: Any) -> None:
+        """Give a later worker this with the volume's settings."""
+        self._settings["volume"][key] = value
 
     # Life.
 
@@ -165,7 +171,11 @@ class WorkerProcess:
         volume = self._last_volume
         if self._problem is not None:
             volume = unanswered_volume(volume, self._problem)
-        return volume | {"worker_pid": self.pid, "worker_state": self.state.value}
+        return volume | {
+            "worker_pid": self.pid,
+            "worker_state": self.state.value,
+            "worker_starts_total": self.starts,
+        }
 
     async def ask_volume(self) -> VolumeObject:
         """Return the status as the worker gives it now, or `last_volume` when it does not answer.
@@ -178,8 +188,7 @@ class WorkerProcess:
                 self._last_volume = await self.request("status", {}, STATUS_TIMEOUT_S)
             except TimedOut:
                 if self.state is WorkerState.RUNNING:
-                    self._problem = self._silence("its worker process does not answer")
-                    self._enter(WorkerState.SILENT)
+                    self._fell_silent()
             except ReplError as error:
                 return self.last_volume() | {"problem": error.to_json()}
         return self.last_volume()
@@ -261,14 +270,14 @@ class WorkerProcess:
             case {"kind": "status", "volume": dict(volume)}:
                 self._last_volume = volume
                 if self.state is WorkerState.STARTING:
-                    self._log.info("The worker is up.", pid=run.process.pid)
                     self._up(run)
+                    pid = run.process.pid
+                    self._tell("WORKER_STARTED", "The worker is up.", pid=pid)
                 self._tell_waiters()
             case {"kind": "reply", "id": int(number)}:
                 self._answered(number, message)
-            case {"kind": "event", "event": dict(event)}:
-                if self._on_event is not None:
-                    self._on_event(event)
+            case {"kind": "event", "event": dict(said)}:
+                self._on_event(said)
             case _:
                 self._log.error("The worker sent what nobody understands.", message=repr(message))
 
@@ -306,7 +315,8 @@ class WorkerProcess:
                 delay_s = self._times.backoff_first_s
             self._problem = self._silence(f"its worker process {ended}; it is being restarted")
             self._enter(WorkerState.RESTARTING)
-            self._log.error("The worker ended and is restarted.", ended=ended, delay_s=delay_s)
+            text = f"The worker {ended}; it is started again."
+            self._tell("WORKER_ENDED", text, ended=ended, delay_s=delay_s)
             await _set_within(self._stop_asked, delay_s)
             delay_s = min(2 * delay_s, self._times.backoff_max_s)
         if self.state is not WorkerState.STOPPING:
@@ -381,8 +391,7 @@ class WorkerProcess:
             if run.attention.is_set():
                 continue
             if silent_steps >= SHOWN_SILENT_STEPS and self.state is WorkerState.RUNNING:
-                self._problem = self._silence("its worker process does not answer")
-                self._enter(WorkerState.SILENT)
+                self._fell_silent()
             if silent_steps >= WATCH_STEPS:
                 await self._end_run(run)
                 return f"said nothing for {limit_s:g} s and was killed"
@@ -428,6 +437,14 @@ class WorkerProcess:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _tell(self, code: str, text: str, **fields: Any) -> None:
+        self._on_event(event(code, text, fields)._asdict())
+
+    def _fell_silent(self) -> None:
+        self._problem = self._silence("its worker process does not answer")
+        self._enter(WorkerState.SILENT)
+        self._tell("WORKER_SILENT", "The worker does not answer.")
+
     def _silence(self, why: str) -> ReplError:
         return TimedOut(
             f"{self.name}: {why}",
@@ -451,11 +468,3 @@ def _how_ended(status: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(-status).name}"
     return f"was ended by signal {-status}"
-
-
-def log_event(event: dict[str, Any], volume: str) -> None:
-    """Write a worker's event to the daemon's log, at its level, with its other fields."""
-    fields = {key: value for key, value in event.items() if key not in ("level", "text", "volume")}
-    log = logger("volume").bind(volume=volume)
-    write = {"warning": log.warning, "error": log.error}.get(event.get("level", ""), log.info)
-    write(str(event.get("text", "")), **fields)

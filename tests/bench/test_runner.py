@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from bench import fio, runner
 from bench.cells import QUICK, Row, Stage, Suite
 from bench.contender import Contender, Kind, Place, Served
@@ -128,7 +130,12 @@ def test_copy_that_was_not_written_is_found(tmp_path: Path) -> None:
     assert check.difference_offset is not None
 
 
-def test_limit_answers_flushes_mixes_and_large_blocks(tmp_path: Path) -> None:
+def test_limit_answers_flushes_mixes_and_large_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_in = tmp_path / "here"
+    started_in.mkdir()
+    monkeypatch.chdir(started_in)
     place = Place(tmp_path, 8 * MIB)
     loads = [
         Workload("randrw", 4096, 8, connections=2, read_percent=70, flush_every=4),
@@ -141,6 +148,7 @@ def test_limit_answers_flushes_mixes_and_large_blocks(tmp_path: Path) -> None:
         assert first_difference(*served.copies) is None
         assert runner.alive(served)
     assert not runner.alive(served)
+    assert not list(started_in.iterdir()), "fio leaves nothing where it was started"
 
 
 def test_every_stage_has_a_size_in_whole_blocks() -> None:

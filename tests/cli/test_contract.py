@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -94,6 +95,12 @@ def replctl(
         ),
         (["metadata", "dump", "r0"], ("metadata-dump", {})),
         (["splitbrain", "show", "r0"], ("splitbrain", {})),
+        (["continue", "r0"], ("continue", {})),
+        (["resync", "r0", "pause"], ("resync-pause", {})),
+        (["resync", "r0", "resume"], ("resync-resume", {})),
+        (["resync", "r0", "limit", "5MB/s"], ("resync-limit", {"rate_bytes_per_s": 5_000_000})),
+        (["resync", "r0", "limit", "none"], ("resync-limit", {"rate_bytes_per_s": 0})),
+        (["resync", "r0", "--full", "--from", "beta"], ("resync-full", {"source": "beta"})),
     ],
 )
 def test_every_verb_arrives_as_it_was_meant(
@@ -104,7 +111,10 @@ def test_every_verb_arrives_as_it_was_meant(
 ) -> None:
     result = replctl(*arguments)
     assert result.exit_status == 0, result.err
-    assert backend.requests == [("r0", *request_seen)]
+    verb, meant = request_seen
+    # Who gives an order is added by the server, from the socket; a question has no giver.
+    by = {} if verb in ("metadata-dump", "splitbrain") else {"by": f"uid {os.getuid()}"}
+    assert backend.requests == [("r0", verb, meant | by)]
 
 
 def test_a_choice_looks_first_and_then_orders(backend: RecordingBackend, replctl: Operator) -> None:
@@ -112,7 +122,7 @@ def test_a_choice_looks_first_and_then_orders(backend: RecordingBackend, replctl
     assert result.exit_status == 0, result.err
     assert backend.requests == [
         ("r0", "splitbrain", {}),
-        ("r0", "splitbrain-resolve", {"keep": "beta"}),
+        ("r0", "splitbrain-resolve", {"keep": "beta", "by": f"uid {os.getuid()}"}),
     ]
 
 

@@ -24,7 +24,7 @@ def test_exactly_the_built_verbs_exist() -> None:
     assert sorted(cli.commands) == sorted(
         ["status", "promote", "demote", "wait", "connect", "disconnect", "attach", "detach",
          "mount", "umount", "volume", "metadata", "config", "tls", "version",
-         "splitbrain"]
+         "splitbrain", "continue", "resync", "events"]
     )  # fmt: skip
 
 
@@ -33,7 +33,18 @@ def test_exactly_the_built_verbs_exist() -> None:
     [
         ([], "Missing command.", "replctl --help"),
         (["statsu"], "No such command 'statsu'", "replctl status --help"),
-        (["resync", "r0"], "No such command 'resync'", "--help"),
+        (["verify", "r0"], "No such command 'verify'", "--help"),
+        (["resync", "r0"], "resync needs to be told what to do.", "replctl resync r0 pause"),
+        (["resync", "r0", "stop"], "Invalid value for '[pause|resume|limit]'", "resync --help"),
+        (["resync", "r0", "limit"], "limit needs a rate.", "resync r0 limit 100MB/s"),
+        (["resync", "r0", "limit", "9"], "The limit cannot be used.", "limit 100MB/s"),
+        (["resync", "r0", "limit", "0B/s"], "A limit of nothing is a pause.", "limit none"),
+        (["resync", "r0", "pause", "9MB/s"], "pause takes no rate.", "replctl resync r0 pause"),
+        (["resync", "r0", "--full"], "--full and --from NODE go together", "--full --from NODE"),
+        (["resync", "r0", "--from", "b"], "--full and --from NODE go together", "--from NODE"),
+        (["resync", "r0", "pause", "--full", "--from", "b"], "go together", "--full --from NODE"),
+        (["continue"], "Missing argument 'VOL'", "replctl continue --help"),
+        (["events", "--after", "-1"], "Invalid value for '--after'", "replctl events --help"),
         (["promote"], "Missing argument 'VOL'", "replctl promote --help"),
         (["status", "r0", "r1"], "Got unexpected extra argument (r1)", "replctl status --help"),
         (["--bogus", "status"], "No such option '--bogus'", "replctl --help"),

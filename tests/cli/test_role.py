@@ -97,6 +97,17 @@ def test_unknown_time_of_loss_is_admitted(
     assert "(this node does not know when)." in replctl("promote", "r0", "--peer-dead", "beta").err
 
 
+def test_time_before_which_contact_was_lost_is_said_as_such(
+    daemon: FakeDaemon, replctl: Operator
+) -> None:
+    fields = recorded.cut_off()
+    fields["peers"][0] |= {"contact_lost_time_s": None, "contact_lost_before_s": 1_790_000_000}
+    daemon.serve_status(recorded.status(fields))
+    daemon.on("POST", PROMOTE, (200, {}))
+    said = replctl("promote", "r0", "--peer-dead", "beta").err
+    assert "(this node does not know when: before 2026-09-2" in said
+
+
 def test_peer_dead_of_an_unknown_node_sends_nothing(daemon: FakeDaemon, replctl: Operator) -> None:
     daemon.serve_status(recorded.status(recorded.cut_off()))
     result = replctl("--json", "promote", "r0", "--peer-dead", "gamma")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -12,7 +14,14 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from nbdserver.counters import End, HandshakeCounters, TransmissionCounters
-from repl.control.metrics import CONNECTION_STATES, DISK_STATES, ROLES, MetricsServer
+from repl.control import metrics
+from repl.control.metrics import (
+    CONNECTION_STATES,
+    DISK_STATES,
+    ROLES,
+    MetricsServer,
+    VolumeCollector,
+)
 from repl.control.nbd_metrics import CONNECTION_ENDS, HANDSHAKE_OUTCOMES
 from repl.control.schema import JsonObject
 from repl.node.listeners import listen_tcp
@@ -32,6 +41,36 @@ R0: JsonObject = {
     "nbd": dataclasses.asdict(TransmissionCounters(requests=70, bytes_read=4096, stalled=2))
     | {"over_limit": 5, "bytes_held": 1 << 20},
 }
+#: A frozen volume with a copy that is paused, limited and slow.
+R2: JsonObject = R0 | {
+    "name": "r2",
+    "frozen": True,
+    "alone": {"peer": "beta", "for_s": 3.0},
+    "frozen_s_total": 12.5,
+    "worker_starts_total": 2,
+    "resync_order": {"paused": True, "rate_limit_bytes_per_s": 5000, "by": "", "since_s": 1},
+    "peers": [
+        {
+            "name": "beta",
+            "connection_state": "connected",
+            "out_of_sync_bytes": 8192,
+            "slow_s": 2.0,
+            "round_trip_s": 0.002,
+            "resync": {"remaining_bytes": 4096, "stalled": "paused by an operator on alpha"},
+            "resync_sent_bytes_total": 77,
+        }
+    ],
+}
+EVENTS: JsonObject = {
+    "last_number": 9,
+    "info": 5,
+    "warning": 3,
+    "error": 1,
+    "suppressed": 4,
+    "unstored": 2,
+    "followers": 1,
+    "followers_dropped": 6,
+}
 
 
 class StatusBackend(RecordingBackend):
@@ -41,7 +80,12 @@ class StatusBackend(RecordingBackend):
             "version": "9.9",
             "nbd": dataclasses.asdict(HandshakeCounters(accepted=9, timed_out=4))
             | {"handshakes": 1, "held": 0},
-            "volumes": [R0, unknown_volume("r1", 4096, ()) | {"problem": {"code": "UNEXPECTED"}}],
+            "events": EVENTS,
+            "volumes": [
+                R0,
+                unknown_volume("r1", 4096, ()) | {"problem": {"code": "UNEXPECTED"}},
+                R2,
+            ],
         }
 
 
@@ -123,7 +167,59 @@ def test_scrape_shows_what_nbd_clients_did() -> None:
     run(scenario)
 
 
+def test_every_metric_is_documented_and_no_other() -> None:
+    collected = VolumeCollector(StatusBackend()).collect()
+    rows = {
+        (
+            family.name + ("_total" if family.type == "counter" else ""),
+            ", ".join(sorted({key for s in family.samples for key in s.labels})) or "–",
+            family.documentation,
+        )
+        for family in collected
+    }
+    text = (Path(metrics.__file__).parent / "README.md").read_text()
+    assert set(re.findall(r"^\| `(repl_[a-z_]+)` \| (.+?) \| (.+) \|$", text, re.MULTILINE)) == rows
+
+
+def test_orders_waits_and_copies_are_shown() -> None:
+    async def scenario() -> None:
+        found = await scraped()
+        for volume, values in (("r0", (0, 0, 0, 0, 0, 0)), ("r2", (1, 1, 12.5, 1, 5000, 2))):
+            names = (
+                "repl_volume_frozen",
+                "repl_volume_waits_for_permit",
+                "repl_volume_waited_for_permit_seconds_total",
+                "repl_resync_paused",
+                "repl_resync_rate_limit_bytes_per_second",
+                "repl_worker_starts_total",
+            )
+            assert tuple(found[(name, volume)] for name in names) == values
+        assert found[("repl_peer_slow_seconds", "beta", "r0")] == 0
+        assert found[("repl_peer_slow_seconds", "beta", "r2")] == 2
+        assert ("repl_peer_round_trip_seconds", "beta", "r0") not in found, "nobody knows it"
+        assert found[("repl_peer_round_trip_seconds", "beta", "r2")] == 0.002
+        assert found[("repl_peer_resync_remaining_bytes", "beta", "r0")] == 0
+        assert found[("repl_peer_resync_remaining_bytes", "beta", "r2")] == 4096
+        assert found[("repl_peer_resync_stalled", "beta", "r2")] == 1
+        assert found[("repl_peer_resync_sent_bytes_total", "beta", "r2")] == 77
+
+    run(scenario)
+
+
 def test_every_way_to_end_has_its_metric() -> None:
     assert set(CONNECTION_ENDS) == {end.value for end in End} | {"over_limit"}
     counted = {field.name for field in dataclasses.fields(HandshakeCounters)}
     assert set(HANDSHAKE_OUTCOMES) == counted - {"accepted"}
+
+
+def test_events_are_counted_and_so_are_those_that_nobody_got() -> None:
+    async def scenario() -> None:
+        found = await scraped()
+        by_severity = [found[("repl_events_total", s)] for s in ("info", "warning", "error")]
+        assert by_severity == [5, 3, 1]
+        assert found[("repl_events_suppressed_total",)] == 4
+        assert found[("repl_events_unstored_total",)] == 2
+        assert found[("repl_event_followers",)] == 1
+        assert found[("repl_event_followers_dropped_total",)] == 6
+
+    run(scenario)

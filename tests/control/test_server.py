@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -115,11 +116,12 @@ def test_every_verb_is_forwarded_with_complete_arguments_and_its_timeout(tmp_pat
                 assert backend.asked.pop() == (
                     "r0",
                     verb.request,
-                    {key: expected.default for key, expected in verb.fields.items()},
+                    {key: expected.default for key, expected in verb.fields.items()}
+                    | {"by": f"uid {os.getuid()}"},
                     verb.timeout_s,
                 )
             code, _ = await caller.post("/v1/volumes/r0/demote", b'{"drop_clients": true}')
-            assert backend.asked.pop()[2] == {"drop_clients": True}
+            assert backend.asked.pop()[2] == {"drop_clients": True, "by": f"uid {os.getuid()}"}
             for path, question in QUESTIONS.items():
                 assert (await caller.get(f"/v1/volumes/r0/{path}"))[0] == 200
                 assert backend.asked.pop() == ("r0", question.request, {}, question.timeout_s)

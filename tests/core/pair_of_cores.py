@@ -23,6 +23,7 @@ from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
 from repl.core.wire import DIGEST_BYTES, HEADER_BYTES, Header, PeerError, Type
+from repl.events import Note
 
 BLOCK = 4096
 EXTENT = 1 << 20
@@ -78,7 +79,9 @@ class Node:
         self.reads: list[Op] = []
         self.forgotten: list[Op] = []
         self.answers: dict[int, Verdict] = {}
+        #: What was said, and the same with codes and fields.
         self.notes: list[str] = []
+        self.told: list[Note] = []
         self.drops: list[str] = []
         #: Sentences of PeerErrors that this node raised.
         self.broken: list[str] = []
@@ -112,6 +115,15 @@ class Node:
         )
 
     # What tests ask.
+
+    @property
+    def codes(self) -> list[str]:
+        """Codes of the events told so far."""
+        return [note.code for note in self.told if note.code]
+
+    def event(self, code: str) -> Note:
+        """The newest event of this code."""
+        return [note for note in self.told if note.code == code][-1]
 
     @property
     def session(self) -> Session:
@@ -231,7 +243,8 @@ class Node:
         self.events += [("reply", op) for op in box.replies]
         self.answers.update(box.answers)
         self.events += [("answer", number) for number, _ in box.answers]
-        self.notes += [text for _, text in box.notes]
+        self.notes += [note.text for note in box.notes]
+        self.told += box.notes
         for _, reason in box.drop:
             self.drops.append(reason)
             self._hang_up()

@@ -133,6 +133,8 @@ class FakeWorker:
                 sys.exit(3)
             case "event":
                 self._channel.send({"kind": "event", "event": args})
+            case "resync-pause":
+                result = {"volume": {"resync_order": {"paused": True, "by": args["by"]}}}
             case "metadata-dump":
                 result = {"text": "superblock"}
             case _:

@@ -223,7 +223,7 @@ class RecordedPair:
             self._loop,
             volume,
             store,
-            on_note=lambda _level, _text: None,
+            on_note=lambda _note: None,
             on_change=lambda: None,
             on_lost=lambda _name, _reason: None,
             on_fatal=lambda text: pytest.fail(text),

@@ -49,7 +49,7 @@ class ServedEngine:
             self.loop,
             volume,
             self.store,
-            on_note=lambda _level, _text: None,
+            on_note=lambda _note: None,
             on_change=lambda: None,
             on_lost=lambda _name, _reason: None,
             on_fatal=lambda reason: None,

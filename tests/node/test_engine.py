@@ -30,7 +30,7 @@ def make_engine(loop: asyncio.AbstractEventLoop, store: Store, fatal: list[str])
         loop,
         volume,
         store,
-        on_note=lambda _level, _text: None,
+        on_note=lambda _note: None,
         on_change=lambda: None,
         on_lost=lambda _name, _reason: None,
         on_fatal=fatal.append,

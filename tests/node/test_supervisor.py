@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from repl.config import Address, Config, NbdSettings
 from repl.errors import ConfigInvalid, NoSuchThing, PermissionRefused, Refused, ReplError
+from repl.node.event_ring import BURST_MAX
 from repl.node.supervisor import Supervisor
 from tests.daemon import PORTS
 from tests.node.daemon_parts import (
@@ -25,6 +26,7 @@ from tests.node.daemon_parts import (
     configuration,
     run,
     running,
+    until,
     with_node,
 )
 
@@ -60,19 +62,27 @@ def test_clean_stop_leaves_no_process_and_no_socket(tmp_path: Path, loop: str) -
     run(scenario, loop)
 
 
+def touched(folder: Path) -> dict[Path, int]:
+    """When each file was last written; the first daemon's own events come when its thread runs."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("events.")
+    }
+
+
 def test_second_daemon_on_a_state_dir_is_refused_and_touches_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(configuration(tmp_path / "one")) as first:
             state = tmp_path / "one" / "state"
-            before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*")}
+            before = touched(tmp_path / "one")
             second = with_node(configuration(tmp_path / "two"), state_dir=str(state))
             error = await refused(second)
             assert isinstance(error, Refused)
             assert error.code == "STATE_DIR_IN_USE"
             assert str(os.getpid()) in error.why
             assert not (tmp_path / "two").exists()
-            after = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*")}
-            assert after == before
+            assert touched(tmp_path / "one") == before
             assert first.workers["r0"].starts == 1
 
     run(scenario)
@@ -185,6 +195,8 @@ def test_worker_gets_its_settings_and_its_events_reach_the_log(tmp_path: Path) -
                     "size_bytes": 1 << 20,
                     "backing": str(tmp_path / "r0.img"),
                     "preallocate": False,
+                    "alone": "continue",
+                    "resync_rate_bytes_max": 0,
                 }
                 assert settings["peer"] == {
                     "name": "beta",
@@ -199,6 +211,93 @@ def test_worker_gets_its_settings_and_its_events_reach_the_log(tmp_path: Path) -
         assert [(line["log_level"], line["volume"], line["time_s"]) for line in said] == [
             ("warning", "r0", 1.5)
         ]
+
+    run(scenario)
+
+
+def codes(supervisor: Supervisor, volume: str | None = None) -> list[str]:
+    return [event["code"] for event in supervisor.events.after(0, volume, 1000).events]
+
+
+def test_events_of_workers_outlive_them_and_their_ends_are_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(configuration(tmp_path)) as supervisor:
+            worker = supervisor.workers["r0"]
+            event = {
+                "time_s": 1.5,
+                "level": "warning",
+                "text": "beta is slow",
+                "code": "PEER_SLOW",
+                "fields": {"peer": "beta"},
+            }
+            await worker.request("event", event, 10.0)
+            with pytest.raises(ReplError):
+                await worker.request("exit", {}, 10.0)
+            await until(worker, lambda: worker.answers and worker.starts == 2)
+            assert codes(supervisor, "r0") == [
+                "WORKER_STARTED",
+                "PEER_SLOW",
+                "WORKER_ENDED",
+                "WORKER_STARTED",
+            ]
+            slow = supervisor.events.after(0, "r0", 1000).events[1]
+            assert (slow["time_s"], slow["fields"]) == (1.5, {"peer": "beta"})
+            counts = (await supervisor.status())["events"]
+            assert (counts["warning"], counts["error"], counts["followers"]) == (1, 1, 0)
+
+    run(scenario)
+
+
+def test_events_of_an_earlier_daemon_can_be_asked_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = configuration(tmp_path, ())
+        async with running(config) as first:
+            assert codes(first) == ["DAEMON_STARTED"]
+        async with running(config) as second:
+            assert codes(second) == ["DAEMON_STARTED", "DAEMON_STOPPED", "DAEMON_STARTED"]
+            assert second.events.last_number == 3
+
+    run(scenario)
+
+
+def test_a_flood_of_one_event_reaches_neither_the_ring_nor_the_log(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with capture_logs() as lines:
+            async with running(configuration(tmp_path)) as supervisor:
+                worker = supervisor.workers["r0"]
+                event = {"level": "warning", "text": "slow", "code": "PEER_SLOW", "fields": {}}
+                for _ in range(60):
+                    await worker.request("event", event, 10.0)
+                assert codes(supervisor).count("PEER_SLOW") == BURST_MAX
+        assert len([line for line in lines if line["event"] == "slow"]) == BURST_MAX
+
+    run(scenario)
+
+
+def test_a_pause_is_given_to_the_next_worker(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(configuration(tmp_path)) as supervisor:
+            worker = supervisor.workers["r0"]
+            await supervisor.request("r0", "resync-pause", {"by": "uid 0"}, 10.0)
+            with pytest.raises(ReplError):
+                await worker.request("exit", {}, 10.0)
+            await until(worker, lambda: worker.answers and worker.starts == 2)
+            settings = await worker.request("settings", {}, 10.0)
+            assert settings["volume"]["resync_order"] == {"paused": True, "by": "uid 0"}
+
+    run(scenario)
+
+
+def test_a_source_that_is_no_peer_is_refused_and_this_node_is_for_the_worker(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with running(configuration(tmp_path)) as supervisor:
+            with pytest.raises(NoSuchThing) as failure:
+                await supervisor.request("r0", "resync-full", {"source": "gamma"}, 1.0)
+            assert failure.value.code == "NO_SUCH_PEER"
+            for source in ("alpha", "beta"):
+                await supervisor.request("r0", "resync-full", {"source": source}, 10.0)
 
     run(scenario)
 

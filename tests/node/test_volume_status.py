@@ -26,6 +26,8 @@ def test_silent_worker_shows_nothing_as_served_connected_or_promotable() -> None
         "role": "primary",
         "disk_state": "up-to-date",
         "serving": True,
+        "frozen": True,
+        "alone": {"peer": "beta", "generation": 2, "since_s": 1, "for_s": 5.0},
         "clients": 2,
         "promotable": {"ok": True, "reason": "", "next": "", "code": ""},
     }
@@ -38,6 +40,7 @@ def test_silent_worker_shows_nothing_as_served_connected_or_promotable() -> None
     shown = unanswered_volume(last, PROBLEM)
     assert (shown["role"], shown["disk_state"]) == ("primary", "up-to-date")
     assert (shown["serving"], shown["clients"]) == (False, 0)
+    assert (shown["frozen"], shown["alone"]) == (False, None), "nobody can continue it now"
     assert shown["export"]["pending"] is True
     assert shown["promotable"]["ok"] is False
     assert shown["problem"] == PROBLEM.to_json()

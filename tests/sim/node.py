@@ -131,6 +131,7 @@ class Node:
             now_s=world.clock.now_s,
             wall_clock_s=world.clock.wall_clock_s,
             timeouts=Timeouts(),
+            provider=world.provider(),
         )
         self.work = DiskWork(self, self.volume, loaded.metadata)
         self.turn(lambda: None)
@@ -314,8 +315,8 @@ class Node:
             self._forget(cast(Op, op))
         for _peer, reason in box.drop:
             self._drop(reason)
-        for level, text in box.notes:
-            self.world.say(self.name, f"{level}: {text}")
+        for note in box.notes:
+            self.world.say(self.name, f"{note.code or note.level}: {note.text}")
         for number, verdict in box.answers:
             answer = self._answers.pop(number, None)
             if answer is None:
@@ -378,6 +379,7 @@ class Node:
             self.ledger.given_up(op)
             return
         members = self.laws.answered(op, self.core)
+        self.world.check_permitted(self)
         self.world.check_lone_primary(self)
         holders = self.world.names_of(members)
         self.ledger.answered(op, holders)
@@ -477,8 +479,6 @@ class Node:
             self.world.say(self.name, f"drops the connection: {reason}")
             connection, self.connection = self.connection, None
             connection.close(self.name)
-
-    # Operators.
 
     def admin(self, ask: Callable[[int], None], answer: Callable[[Verdict], None]) -> None:
         """Ask the core something; the verdict comes to `answer`."""

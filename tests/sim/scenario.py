@@ -60,6 +60,7 @@ class Scenario:
         for node in self.world.nodes.values():
             self.world.set_slow(node, choice.choice((0.5, 1.0, 4.0)))
         self.clients = [Client(self.world, self.load) for _ in range(choice.choice((1, 1, 2)))]
+        self.world.alone_asks = choice.random() < 0.3
         #: Relative weights of what may happen; each seed prefers something else.
         self.weights = {name: choice.choice((0, 1, 1, 3)) for name in _ACTIONS}
         self.restart_eager = choice.random()
@@ -131,6 +132,9 @@ class Scenario:
     def _operate(self) -> None:
         """What an attentive operator does when nobody serves."""
         world = self.world
+        for node in world.nodes.values():
+            if self.choice.random() < 0.5:
+                world.let_go_on(node)
         if world.primary() is not None:
             return
         node = self.choice.choice((world.alpha, world.beta))
@@ -375,6 +379,12 @@ class Scenario:
             lambda: node.volume is None or not node.volume.absence.doubtful,
         )
 
+    def compare_all(self, node: Node) -> None:
+        other = self.world.other(node)
+        if node.running and self.world.established() and not (node.fail_syncs or other.fail_syncs):
+            self.world.faults += 1
+            self.world.compare_all(node)
+
     def slow(self, node: Node) -> None:
         self.world.set_slow(node, self.choice.choice((0.5, 1.0, 10.0, 100.0)))
 
@@ -401,6 +411,7 @@ _ACTIONS = {
     "freeze": Scenario.freeze,
     "disk_error": Scenario.disk_error,
     "new_disk": Scenario.new_disk,
+    "compare_all": Scenario.compare_all,
     "fill": Scenario.fill,
 }
 

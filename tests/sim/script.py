@@ -12,6 +12,8 @@
     NODE read OFFSET LENGTH rN              answered only with what was promised
     NODE promote [--peer-dead NODE] [--lose-data] [--accept-half-copied]
     NODE demote | NODE adopt | NODE vanish-client | NODE resolve KEPT-NODE
+    NODE continue | NODE compare
+    ask                         alone = "ask" for processes that start from now on
     lie                         an operator's next vouching is wrong: two primaries are his doing
     run 2s | count              let time pass | count resync bytes from zero again
     expect …                    let time pass, at most 20 s, until it is so
@@ -96,6 +98,8 @@ class Script:
             self._run(float(words[0].rstrip("s")))
         elif verb == "lie":
             world.forced = True
+        elif verb == "ask":
+            world.alone_asks = True
         elif verb == "count":
             world.resync_bytes = 0
         elif verb == "cut":
@@ -188,6 +192,14 @@ class Script:
             self.verdicts.clear()
             node.admin(volume.adopt, self.verdicts.append)
             node.ledger.lose_history(node.data.image)
+        elif verb == "continue":
+            self.verdicts.clear()
+            question = volume.alone.question
+            if question is not None:
+                self.world.continued.add((node.name, question.generation_id))
+            node.admin(lambda n: volume.alone.give(n, "uid 0"), self.verdicts.append)
+        elif verb == "compare":
+            self.world.compare_all(node)
         elif verb == "vanish-client":
             self.clients.pop(node.name).leave()
         else:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from repl.core import lineage
+from repl.core import full_compare, lineage
+from repl.core.full_compare import Ordered
+from repl.core.lineage import Origin
+from repl.core.permits import AskOperator, Manual, Provider
 from repl.core.promotion import PromoteRequest
 from repl.core.states import Phase
 from repl.core.verdict import Verdict
@@ -52,6 +55,9 @@ class World:
         #: An operator lied: two primaries are his doing.
         self.forced = False
         self.lines = Lines(self)
+        #: `alone = "ask"` on both nodes, and the generations (by node) that an operator let go on.
+        self.alone_asks = False
+        self.continued: set[tuple[str, int]] = set()
         #: The only complete copy failed while the other was being brought up to it.
         self.nothing_left = False
         self._version = 0
@@ -70,6 +76,10 @@ class World:
 
     def random_id(self) -> int:
         return self.choice.getrandbits(62) + 1
+
+    def provider(self) -> Provider:
+        """Who gives leave to go on alone, for a process that starts."""
+        return AskOperator() if self.alone_asks else Manual()
 
     def next_version(self) -> int:
         self._version += 1
@@ -166,10 +176,24 @@ class World:
         if other.volume.is_primary:
             raise Violation(f"{node.name} answers while {other.name} is primary too")
 
+    def check_permitted(self, node: Node) -> None:
+        """Where leave must be asked for, nobody is answered alone without an operator's word, or
+        the peer's own."""
+        entries = node.laws.facts.lineage
+        if not self.alone_asks or entries[0].origin is not Origin.ALONE or len(entries) < 2:
+            return
+        if (node.name, entries[1].id) in self.continued:
+            return
+        if not entries[0].permit.startswith(node.peer) or "nobody is answered" in entries[0].permit:
+            raise Violation(f"{node.name} answers alone: {entries[0].permit!r}")
+
     def became_primary(self, node: Node) -> None:
         self.say(node.name, "is primary")
         self.check_lone_primary(node)
         assert node.volume is not None
+        if len(node.volume.facts.lineage) > 1:
+            # Whoever promotes a node that is alone already has said that it may go on so.
+            self.continued.add((node.name, node.volume.facts.lineage[1].id))
         if node.volume.facts.inconsistent:
             raise Violation(f"{node.name} became primary with an inconsistent copy")
         whole = len(node.data.image) // 512 * 512
@@ -233,6 +257,25 @@ class World:
         self.alpha.ledger.check(alpha[:whole], "all is quiet")
 
     # Operators.
+
+    def let_go_on(self, node: Node) -> None:
+        """`replctl continue` on a node that waits for it."""
+        question = node.volume.alone.question if node.volume is not None else None
+        if question is not None and not node.stopping:
+            self.say(node.name, "continue")
+            self.continued.add((node.name, question.generation_id))
+            node.admin(lambda number: node.core.alone.give(number, "uid 0"), lambda _verdict: None)
+
+    def compare_all(self, node: Node) -> None:
+        """`replctl resync --full` on a node whose copy may be the target."""
+        core = node.core
+        if not node.stopping and full_compare.judge(core, node.peer) is Ordered.GIVE_UP_CLAIM:
+            self.say(node.name, "resync --full")
+
+            def order(number: int) -> None:
+                full_compare.give_up_claim(core, number, node.peer, "uid 0")
+
+            node.admin(order, lambda _verdict: None)
 
     def promote(self, node: Node, request: PromoteRequest | None = None) -> list[Verdict]:
         """Ask; the list gets the verdict when there is one."""

@@ -1,0 +1,143 @@
+"""An operator's order to compare this whole copy with a peer's, by the peer's name (design §5).
+
+The copy gives up its claim durably before anything else: from then on it is inconsistent, nothing
+of it is trusted, and the next handshake makes it the target of a full comparison. Only blocks that
+differ are brought. It is refused where it could cost an acknowledged write as far as can be known:
+on a primary, towards a copy that is not whole, and on a copy that is newer than the other.
+
+Where the two copies do not even agree on having met (a restored backup, no common history) the
+handshake would refuse for ever; there this copy must become a new one, which is not the core's to
+do: `Ordered.BECOME_NEW` says so to whoever asked.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from repl.core import lineage
+from repl.core.hello import Hello
+from repl.core.lineage import Relation
+from repl.core.states import Phase
+from repl.core.verdict import Verdict, granted, refused
+
+if TYPE_CHECKING:
+    from repl.core.session import Session
+    from repl.core.volume import Volume
+
+#: Rules of the handshake that refuse two copies of one volume which a comparison makes one again.
+RULES_BECOME_NEW = frozenset({"no-common-contact", "unrelated", "not-a-member"})
+_COMPARABLE = frozenset({Phase.ESTABLISHED, Phase.TARGET, Phase.TARGET_STARTING, Phase.IDLE})
+
+
+class Ordered(enum.Enum):
+    """How the copy becomes the target of a comparison."""
+
+    GIVE_UP_CLAIM = "this copy gives up its claim; it stays the copy that it is"
+    BECOME_NEW = "this copy becomes a new one; the blocks in its backing stay"
+
+
+def judge(volume: Volume, peer: str) -> Ordered | Verdict:
+    """Return how the comparison comes about, or the refusal. No side effects."""
+    session = volume.sessions.get(peer)
+    if session is None:
+        known = ", ".join(volume.sessions) or "it has none"
+        return refused("NO_SUCH_PEER", f"the volume has no peer {peer}", f"its peers: {known}")
+    bar = _own_bar(volume) or _source_bar(volume, session)
+    if bar is not None:
+        return bar
+    decision = session.decision
+    if session.phase is Phase.REFUSED:
+        assert decision is not None
+        if decision.rule not in RULES_BECOME_NEW:
+            return refused("RESYNC_SOURCE", decision.sentence, decision.next_step)
+        return Ordered.BECOME_NEW
+    return Ordered.GIVE_UP_CLAIM
+
+
+def _own_bar(volume: Volume) -> Verdict | None:
+    facts, name = volume.facts, volume.name
+    if volume.failed:
+        return refused("DISK_FAILED", f"the local copy failed: {volume.failed}", "")
+    if facts.fresh:
+        return refused(
+            "ALREADY",
+            "this copy is new: all of it is copied anyway",
+            f"replctl wait {name} --for in-sync",
+        )
+    if volume.is_primary or facts.is_primary:
+        return refused(
+            "RESYNC_PRIMARY",
+            f"{volume.node} is primary: its copy is the one in use",
+            f"replctl demote {name}, or run the command on the other node",
+        )
+    if volume.changes.busy or volume.roles.busy:
+        return refused(
+            "VOLUME_BUSY", "another change of this volume is in progress", "try again in a moment"
+        )
+    return None
+
+
+def _source_bar(volume: Volume, session: Session) -> Verdict | None:
+    peer, name, theirs = session.name, volume.name, session.their_hello
+    if not session.connected:
+        return refused(
+            "RESYNC_SOURCE",
+            f"{peer} is not connected: nobody knows whether its copy is whole",
+            f"replctl wait {name} --for connected",
+        )
+    if session.phase is Phase.GREETING or theirs is None:
+        return refused("VOLUME_BUSY", f"the handshake with {peer} goes on", "try again in a moment")
+    if session.phase is Phase.SPLIT_BRAIN:
+        return refused(
+            "SPLIT_BRAIN",
+            f"this copy and {peer}'s were both written without the other",
+            session.decision.next_step if session.decision is not None else "",
+        )
+    state = session.peer_status.get("disk_state", "")
+    # A hello is about the time before: once established, only what the peer shows now counts.
+    if session.phase is not Phase.ESTABLISHED and (theirs.fresh or theirs.inconsistent):
+        state = "inconsistent"
+    if state in ("inconsistent", "failed", "outdated", "diskless"):
+        return refused(
+            "RESYNC_SOURCE", f"the copy on {peer} is {state}: nothing can be compared with it", ""
+        )
+    if session.phase not in _COMPARABLE and session.phase is not Phase.REFUSED:
+        return refused(
+            "RESYNC_SOURCE",
+            f"{peer} is being brought up to this copy",
+            f"replctl wait {name} --for in-sync",
+        )
+    return _newer_bar(volume, session, theirs)
+
+
+def _newer_bar(volume: Volume, session: Session, theirs: Hello) -> Verdict | None:
+    if session.phase is Phase.ESTABLISHED:
+        return None
+    relation = lineage.relate(volume.facts.lineage, theirs.lineage)
+    if relation in (Relation.DESCENDANT, Relation.FORKED):
+        return refused(
+            "RESYNC_NEWER",
+            f"this copy holds writes that {session.name}'s lacks",
+            f"run it on {session.name}:  replctl resync {volume.name} --full --from {volume.node}",
+        )
+    return None
+
+
+def give_up_claim(volume: Volume, number: int, peer: str, by: str) -> None:
+    """Store that nothing of this copy is trusted, and answer; the next handshake does the rest.
+
+    The connections end first: nothing that a peer sends now may make this copy trusted again.
+    """
+    for session in volume.sessions.values():
+        session.drop("this copy is to be compared as a whole")
+    volume.roles.resume_pending = False
+    volume.change_facts(
+        inconsistent=True,
+        everything_suspect=True,
+        source_generation=0,
+        holds_release=False,
+    )
+    text = f"the whole copy on {volume.node} is compared with {peer}'s, and what differs is brought"
+    volume.tell("FULL_COMPARISON_ORDERED", text, peer=peer, by=by)
+    volume.commits.request(lambda: volume.answer(number, granted(text)))
