@@ -120,9 +120,8 @@ class VolumeSettings:
     peers: tuple[str, ...]
     #: Reserve the backing file's whole space at start, so that it never runs out of room.
     preallocate: bool = False
-    #: "continue" or "ask": what a primary does that loses its peer.
+    #: "continue" or "ask" when the peer is lost; bytes per second that copies have, 0 for no limit.
     alone: str = "continue"
-    #: How fast copies may go at most, 0 for no limit; `replctl resync VOL limit` changes it.
     resync_rate_bytes_max: int = 0
 
 
@@ -377,16 +376,14 @@ class _Reader:
 
     def _rate(self, path: KeyPath, table: dict[str, Any]) -> int:
         """Return bytes per second, 0 where the key is not given."""
-        if path[-1] not in table:
-            return 0
         try:
-            rate = units.parse_rate(table[path[-1]])
+            rate = units.parse_rate(table[path[-1]]) if path[-1] in table else None
         except units.UnitInvalid as refusal:
             self._complain(path, str(refusal))
             return 0
-        if not 1 <= rate <= RATE_BYTES_PER_S_MAX:
+        if rate is not None and not 1 <= rate <= RATE_BYTES_PER_S_MAX:
             self._complain(path, f"must be 1 to 2**60 bytes per second, not {rate}")
-        return rate
+        return rate or 0
 
     def _path(self, path: KeyPath, table: dict[str, Any], default: str | None) -> str | None:
         """Return an absolute path; a relative one starts at the main file's folder."""

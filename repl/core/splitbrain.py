@@ -135,8 +135,7 @@ class SplitBrain:
 
     def begin(self) -> None:
         """Both sides found the split-brain; a peer that was given up before is told again."""
-        volume = self._volume
-        volume.send_status()
+        self._volume.send_status()
         if not self.speaks:
             return
         self.divergence.tell(self.kept, self.agreed)

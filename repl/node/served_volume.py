@@ -320,6 +320,10 @@ class ServedVolume:
             assert self._problem is not None
             raise self._problem
         if verb in ORDERS or verb in COPY_ORDERS:
+            if verb == "splitbrain-resolve":
+                keep, by = str(args.get("keep")), orders.giver(args)
+                text = f"{operator(by)} chose the copy on {keep} to be kept"
+                self._tell("RESOLVE_ORDERED", text, keep=keep, by=by)
             verdict = await (ORDERS.get(verb) or COPY_ORDERS[verb])(engine, args)
             return {"reason": verdict.reason, "volume": self.status()}
         if verb == "resync-full":

@@ -56,7 +56,7 @@ def test_the_sums_account_for_every_client(steps: list[tuple[int, int, float]]) 
         present = max(0, present + came - went)
         now_s += passed_s
         told.tally.look(["c"] * present, now_s)
-    told.tally.look(["c"] * present, now_s + INTERVAL_S)
+    told.tally.look(["c"] * present, now_s + 2 * INTERVAL_S)
     attached = sum(event["attached"] for event in told.events)
     detached = sum(event["detached"] for event in told.events)
     assert attached - detached == present

@@ -15,7 +15,6 @@ from repl.core.facts import Facts, PeerRecord
 from repl.core.outbox import Outbox, SendJob
 from repl.core.promotion import PromoteRequest
 from repl.core.states import Phase
-from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
 from repl.core.wire import PeerError, Type
@@ -130,7 +129,6 @@ class Node:
             random_id=world.random_id,
             now_s=world.clock.now_s,
             wall_clock_s=world.clock.wall_clock_s,
-            timeouts=Timeouts(),
             provider=world.provider(),
         )
         self.work = DiskWork(self, self.volume, loaded.metadata)
