@@ -11,7 +11,9 @@ Leaving the `with` block cuts off whatever is still attached and fails if anythi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from repl.attach.record import Folder, Record, folders
 from tests.daemon import MIB, ROOT, Node, VolumeSpec, wait_for
 from tests.pair import Pair
 
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
 WRITER = ROOT / "deploy/demo/writer.py"
 #: The way whose traces are known here, also on machines that have a better one.
 BY_NBDFUSE = ("--way", "nbdfuse")
@@ -88,9 +91,32 @@ def frozen(node: Node, volume: str = "r0") -> str:
 
 
 @contextlib.contextmanager
+def own_mounts() -> Iterator[None]:
+    """Have a table of mounts of one's own: a namespace that another test makes meanwhile would
+    otherwise copy what is mounted here, and keep its device in use after it was unmounted."""
+    libc, folder = ctypes.CDLL(None, use_errno=True), os.getcwd()
+    before = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(libc.unshare(CLONE_NEWNS))
+        _checked(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+        yield
+    finally:
+        _checked(libc.setns(before, CLONE_NEWNS))
+        os.close(before)
+        # Entering a namespace begins at its root.
+        os.chdir(folder)
+
+
+def _checked(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@contextlib.contextmanager
 def attaching_pair(size_bytes: int = 96 * MIB) -> Iterator[Pair]:
     """Yield two nodes that do not run yet, with an empty folder `mnt` each."""
-    with Pair.make((VolumeSpec("r0", size_bytes),)) as pair:
+    with own_mounts(), Pair.make((VolumeSpec("r0", size_bytes),)) as pair:
         for node in pair.nodes:
             mount_point(node).mkdir(parents=True)
         try:

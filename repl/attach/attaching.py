@@ -231,10 +231,16 @@ class Attachments:
                 code="DEVICE_IN_USE",
             )
         if device and self._machine.is_claimed(device):
+            elsewhere = self._machine.holders_elsewhere(device)
             raise Refused(
                 f"{device}, the device of {volume}, is in use.",
-                "something has it for itself: swap, a volume group, a RAID, or a check of it",
-                f"see what:  lsblk {device}",
+                "it is still mounted in containers or services with a file tree of their own: "
+                + ", ".join(elsewhere[:8])
+                if elsewhere
+                else "something has it for itself: swap, a volume group, a RAID, or a check of it",
+                f"end these, then:  replctl detach {volume}"
+                if elsewhere
+                else f"see what:  lsblk {device}",
                 code="DEVICE_IN_USE",
             )
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from repl.attach.mounts import Mount, parse_mounts
+from repl.attach.mounts import Mount, of_device, parse_mounts
 from repl.errors import Refused
 
 SEARCH_PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/local/sbin:/usr/sbin:/sbin"
@@ -93,10 +93,25 @@ class Machine:
         held, me = [], str(os.getpid())
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and entry.name != me and _uses(entry, paths):
-                name = ""
-                with contextlib.suppress(OSError):
-                    name = (entry / "comm").read_text(errors="replace").strip()
-                held.append(f"{entry.name} ({name})")
+                held.append(f"{entry.name} ({_name_of(entry)})")
+        return held
+
+    def holders_elsewhere(self, device: str) -> list[str]:
+        """Return "pid (name)" of one process of each other mount namespace that has the device.
+
+        A container, or a service with a file tree of its own, has copies of the mounts that were
+        there when it began. What is unmounted here stays in use until it ends.
+        """
+        seen, held = {_namespace_of(Path("/proc/self"))}, []
+        for entry in Path("/proc").iterdir():
+            namespace = _namespace_of(entry) if entry.name.isdigit() else ""
+            if not namespace or namespace in seen:
+                continue
+            seen.add(namespace)
+            with contextlib.suppress(OSError):
+                table = parse_mounts((entry / "mountinfo").read_bytes())
+                if of_device(table, device):
+                    held.append(f"{entry.name} ({_name_of(entry)})")
         return held
 
     def is_claimed(self, device: str) -> bool:
@@ -131,6 +146,21 @@ def tool_missing(program: str) -> Refused:
         f"apt-get install {package}" if package else f"install {program}",
         code="TOOL_MISSING",
     )
+
+
+def _name_of(process: Path) -> str:
+    try:
+        return (process / "comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _namespace_of(process: Path) -> str:
+    """Return the name of a process's mount namespace; "" if it has ended."""
+    try:
+        return os.readlink(process / "ns/mnt")
+    except OSError:
+        return ""
 
 
 def _uses(process: Path, paths: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from repl.errors import Refused, ReplError, UsageError
 #: Options that make of mount(8) something else than the mounting of a device.
 FORBIDDEN_OPTIONS = frozenset({"remount", "bind", "rbind", "move", "loop"})
 UNDO_TIMEOUT_S = 30.0
+UNCLAIMED_TIMEOUT_S = 3.0
+POLL_PAUSE_S = 0.05
 
 
 class Volumes(Protocol):
@@ -282,7 +285,7 @@ class Mounting:
                 if attachment.frozen:
                     command = f"replctl umount {shlex.quote(given)} --force"
                     raise frozen_refusal(volume, attachment.frozen, command)
-                self._unmount(volume, directory)
+                self._unmount(volume, directory, attachment.device)
                 detached = not others and (demote or attachment.made_by == "mount")
                 if detached:
                     self._attachments.detach(volume)
@@ -296,14 +299,14 @@ class Mounting:
         """Unmount what a dead guardian has left; raises Refused (NOT_MOUNTED) for anything else."""
         found = mounts.at(self._machine.mounts(), directory)
         left = self._attachments.left_with(found) if found is not None else None
-        if left is None:
+        if found is None or left is None:
             raise self._not_ours(given, directory)
         volume = left.volume
         with self._attachments.locked(volume):
             if demote:
                 self._check_demotion(volume, [])
             if left.works and not force:
-                self._unmount(volume, directory)
+                self._unmount(volume, directory, found.source)
             self._attachments.clear_leftovers(volume, force=force)
             if demote:
                 self._volumes.demote(volume)
@@ -346,9 +349,16 @@ class Mounting:
         # The daemon must be there before anything is unmounted for its sake.
         self._volumes.role(volume)
 
-    def _unmount(self, volume: str, directory: str) -> None:
+    def _await_unclaimed(self, device: str) -> None:
+        """Wait a moment for a filesystem that was just unmounted to be gone in other namespaces."""
+        deadline_s = time.monotonic() + UNCLAIMED_TIMEOUT_S
+        while self._machine.is_claimed(device) and time.monotonic() < deadline_s:
+            time.sleep(POLL_PAUSE_S)
+
+    def _unmount(self, volume: str, directory: str, device: str) -> None:
         ran = self._machine.run("umount", "--", directory)
         if not ran.status:
+            self._await_unclaimed(device)
             return
         holders = self._machine.holders([directory])
         raise Refused(

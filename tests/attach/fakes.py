@@ -44,6 +44,7 @@ class FakeMachine(Machine):
         self.zero = True
         self.claimed: set[str] = set()
         self.held_by: list[str] = []
+        self.held_elsewhere_by: list[str] = []
         self.commands: list[tuple[str, ...]] = []
         self.after: Callable[[str], None] = lambda program: None
 
@@ -75,6 +76,9 @@ class FakeMachine(Machine):
 
     def holders(self, paths: Sequence[str]) -> list[str]:
         return list(self.held_by)
+
+    def holders_elsewhere(self, device: str) -> list[str]:
+        return list(self.held_elsewhere_by)
 
     def is_claimed(self, device: str) -> bool:
         return device in self.claimed

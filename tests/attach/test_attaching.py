@@ -136,6 +136,10 @@ def test_used_device_is_not_detached(here: Here) -> None:
     with pytest.raises(Refused) as refused:
         here.attachments.detach("r0")
     assert refused.value.code == "DEVICE_IN_USE" and "lsblk" in refused.value.next_step
+    here.machine.held_elsewhere_by = ["88 (dockerd)"]
+    with pytest.raises(Refused, match="is in use") as refused:
+        here.attachments.detach("r0")
+    assert refused.value.why.endswith("a file tree of their own: 88 (dockerd)")
     here.attachments.detach("r0", force=True)
     assert here.ended_by() == "SIGUSR1"
 

@@ -103,6 +103,19 @@ def test_holders_of_a_folder_are_named(tmp_path: Path) -> None:
         assert Machine().holders([str(tmp_path)]) == []
 
 
+def test_mount_namespaces_that_copied_a_mount_are_named(tmp_path: Path) -> None:
+    assert Machine().holders_elsewhere("/dev/nowhere") == []
+    script = 'mount -t tmpfs "$1" "$2" && echo ready && exec sleep 60'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", "repl-copy", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        try:
+            (holder,) = Machine().holders_elsewhere("repl-copy")
+            assert holder.startswith(f"{process.pid} (")
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(("offset", "zero"), [(None, True), (0, False), (-1, False)])
 def test_both_edges_of_a_device_are_looked_at(
     tmp_path: Path, offset: int | None, zero: bool

@@ -170,6 +170,26 @@ def test_held_device_goes_when_its_last_user_does() -> None:
 
 
 @pytest.mark.slow
+def test_copy_of_a_mount_in_another_namespace_is_named() -> None:
+    with attaching_pair() as pair:
+        alpha, here = pair.alpha, mounted_on_alpha(pair)
+        container = subprocess.Popen(["unshare", "--mount", "sleep", "600"])
+        try:
+            namespace = Path("/proc/self/ns/mnt").readlink()
+            inside = Path(f"/proc/{container.pid}/ns/mnt")
+            wait_for(lambda: inside.readlink() != namespace, what="the other namespace exists")
+            # It has copied the mount, so that the device is still used when that is gone here.
+            kept = refusal(alpha, "umount", str(here), "--demote")
+            assert kept["code"] == "DEVICE_IN_USE" and f"{container.pid} (" in kept["why"]
+            assert str(here) not in Path("/proc/mounts").read_text()
+        finally:
+            container.kill()
+            container.wait()
+        wait_for(lambda: alpha.ctl("detach", "r0").returncode == 0, what="it can be detached")
+        alpha.ctl_ok("demote", "r0")
+
+
+@pytest.mark.slow
 def test_stopped_daemon_freezes_its_device_without_an_error() -> None:
     with attaching_pair() as pair:
         alpha = pair.alpha
