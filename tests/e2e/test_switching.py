@@ -113,6 +113,7 @@ def test_promotion_on_both_nodes_at_once_has_one_winner(
     assert_promises_kept(pair, winner, ledger)
 
 
+@pytest.mark.slow
 def test_held_client_is_served_once_its_node_is_primary(pair: Pair, ledger: Ledger) -> None:
     pair.beta.nbd_options = ('when_secondary = "hold"',)
     pair.beta.write_config()
