@@ -24,7 +24,7 @@ def give_up_unanswered(session: Session) -> None:
         session.drop("a write was answered during the handshake: it begins anew")
         return
     take_back(session)
-    reason = f"it answered nothing under its own generation; {session.name} did"
+    reason = f"it answered nothing under its own; the copy of {session.name} goes on"
     volume.tell("FORK_DISCARDED", f"{volume.node} gives up a generation: {reason}")
     volume.roles.step_down(reason)
 

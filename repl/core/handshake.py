@@ -178,9 +178,19 @@ def _inconsistency(mine: Hello, theirs: Hello) -> Decision | None:
             f"if no complete copy is left, choose one as it is: replctl promote {mine.volume} "
             f"--lose-data {mine.volume} --accept-half-copied",
         )
-    broken = mine if mine.inconsistent else theirs
-    relation = lineage.relate(broken.lineage, (theirs if mine.inconsistent else mine).lineage)
+    broken, whole_copy = (mine, theirs) if mine.inconsistent else (theirs, mine)
+    relation = lineage.relate(broken.lineage, whole_copy.lineage)
     if relation in (Relation.DESCENDANT, Relation.FORKED):
+        ancestor = lineage.common_ancestor(broken.lineage, whole_copy.lineage)
+        assert ancestor is not None
+        if not lineage.answered_since(broken.lineage, ancestor.id):
+            # Whatever the newer generations hold, nobody was promised it.
+            return Decision(
+                Action.YIELD if mine is broken else Action.AWAIT_YIELD,
+                "newer-answered-nothing",
+                f"The copy on {broken.node} is inconsistent and acknowledged no write under its "
+                "own generation, which it gives up.",
+            )
         return _refuse(
             "newer-is-inconsistent",
             f"The copy on {broken.node} has newer writes but is inconsistent.",

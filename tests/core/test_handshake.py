@@ -161,6 +161,7 @@ EVERY_RULE = {
     "no-common-contact",
     "both-inconsistent",
     "newer-is-inconsistent",
+    "newer-answered-nothing",
     "inconsistent-equal",
     "ancestor",
     "ancestor-without-base",
@@ -486,6 +487,14 @@ def test_the_newer_copy_being_inconsistent_is_refused() -> None:
     decision = decide(low, hello(HIGH, LOW, COMMON))
     assert decision.rule == "newer-is-inconsistent"
     assert "--lose-data r0" in decision.next_step
+
+
+def test_the_newer_copy_being_inconsistent_gives_way_if_it_answered_nobody() -> None:
+    """Its disk failed right after its promotion: the other copy has all that was promised."""
+    low = replace(hello(LOW, HIGH, newer(MINE_ID, False, LOW)), inconsistent=True)
+    high = hello(HIGH, LOW, COMMON)
+    assert decide(low, high).action is Action.YIELD
+    assert decide(high, low).action is Action.AWAIT_YIELD
 
 
 def test_two_inconsistent_copies_are_refused() -> None:
