@@ -170,7 +170,7 @@ class Roles:
             return
         self.task = Task.PROMOTING
         self._step = None
-        volume.changes.promote(origin, permit, self._promoted)
+        volume.changes.promote(origin, permit, self._during(self._promoted))
 
     def _promoted(self) -> None:
         number, self._number = self._number, 0

@@ -8,7 +8,7 @@ import pytest
 
 from repl.core.states import Phase
 from repl.core.wire import PeerError, Type
-from tests.core.asking import left, promote
+from tests.core.asking import VOUCH_ALPHA, left, promote
 from tests.core.every_phase import at, behind_pair
 from tests.core.pair_of_cores import BLOCK, EXTENT, data, established_pair
 
@@ -353,3 +353,18 @@ def test_a_demotion_that_a_forced_step_down_ended_does_nothing_more(held: str, a
     assert 0 not in pair.alpha.answers and number in pair.alpha.answers
     assert pair.alpha.notes.count("alpha is secondary of r0") == 1
     assert not pair.alpha.volume.facts.released
+
+
+def test_a_copy_that_fails_while_it_is_being_promoted_never_becomes_primary() -> None:
+    pair = established_pair()
+    pair.cut()
+    pair.run()
+    pair.beta.hold_commits = True
+    number = pair.beta.promote(VOUCH_ALPHA)
+    pair.run()
+    pair.beta.begin_turn().disk_failed("the disk said no")
+    pair.run()
+    pair.beta.hold_commits = False
+    pair.run()
+    assert not pair.beta.answers[number].ok
+    assert not pair.beta.volume.is_primary and not pair.beta.metadata.facts.is_primary

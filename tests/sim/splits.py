@@ -100,15 +100,19 @@ class SplitScenario(Scenario):
         if not split and choice.random() < 0.8:
             self._start_somebody()
             return
-        demoted_first = not at_once and other.running and not other.stopping
-        if demoted_first and choice.random() < 0.7:
-            other.demote(lambda _verdict: None)
+        opposed = choice.random() < 0.25
+        for node in nodes if opposed else [other]:
+            if not at_once and choice.random() < 0.8 and node.running and not node.stopping:
+                node.demote(lambda _verdict: None)
+        if not at_once:
             world.clock.run_until(world.clock.now_s + choice.choice((0.0, 0.1, 0.5)))
         if choice.random() < 0.3:
             self.fuse(choice.choice(nodes))
-        world.lines.resolve(choice.choice(nodes), keep)
-        if choice.random() < 0.2:
-            world.lines.resolve(choice.choice(nodes), other)
+        # Two who contradict each other: each for his own node, or each for the other's.
+        first = choice.choice(nodes)
+        world.lines.resolve(first, keep)
+        if opposed:
+            world.lines.resolve(world.other(first), other)
         accident = choice.random()
         world.clock.run_until(world.clock.now_s + choice.random() * 0.1)
         if accident < 0.15:
