@@ -24,10 +24,20 @@ class CoreWithAnswers:
     """A core that gives one verdict after the other, the last one for ever."""
 
     name, node, is_primary = "r0", "alpha", True
+    #: No request waits for a permit.
+    question = None
 
     def __init__(self, verdicts: list[Verdict]) -> None:
         self.verdicts = verdicts
         self.asked: list[Any] = []
+
+    @property
+    def alone(self) -> CoreWithAnswers:
+        """The part that gives leave to go on alone."""
+        return self
+
+    def give(self, number: int, by: str) -> None:
+        self.asked.append(by)
 
     def resolve(self, number: int, keep: str) -> None:
         self.asked.append(keep)
