@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from repl.core.lineage import sole_and_answered
 from repl.core.states import Phase
-from repl.core.verdict import Verdict, granted, operator, refused
+from repl.core.verdict import Verdict, granted, refused
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -46,7 +46,8 @@ def judge(volume: Volume, request: PromoteRequest) -> Evidence:
         return Evidence(bar)
     if request.lose_data:
         half = ", of a half copied volume even" if request.accept_half_copied else ""
-        return Evidence(granted(f"{operator(request.by)} accepted the loss of data by name{half}"))
+        accepted = f"an operator accepted the loss of data by name{half}"
+        return Evidence(granted(accepted + _giver(request)))
     if request.peer_dead:
         return Evidence(_vouched(volume, request))
     return _evidence(volume)
@@ -129,6 +130,10 @@ def _copy_bar(volume: Volume) -> Verdict | None:
     return None
 
 
+def _giver(request: PromoteRequest) -> str:
+    return f" ({request.by})" if request.by else ""
+
+
 def _vouched(volume: Volume, request: PromoteRequest) -> Verdict:
     peer = request.peer_dead
     session = volume.sessions.get(peer)
@@ -144,7 +149,7 @@ def _vouched(volume: Volume, request: PromoteRequest) -> Verdict:
             f"{peer} is connected: it is not dead",
             f"replctl promote {volume.name}",
         )
-    return granted(f"{operator(request.by)} vouched that {peer} is stopped")
+    return granted(f"an operator vouched that {peer} is stopped{_giver(request)}")
 
 
 def _evidence(volume: Volume) -> Evidence:

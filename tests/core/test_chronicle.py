@@ -48,7 +48,7 @@ def test_a_promotion_is_told_with_its_evidence_and_who_gave_it() -> None:
     pair.beta.promote(PromoteRequest(peer_dead="alpha", by="uid 0"))
     pair.run()
     told = pair.beta.event("PROMOTED").fields
-    assert told["evidence"] == "an operator (uid 0) vouched that alpha is stopped"
+    assert told["evidence"] == "an operator vouched that alpha is stopped (uid 0)"
     assert (told["peer_dead"], told["by"]) == ("alpha", "uid 0")
     assert told["contact_lost_s"] == pair.beta.volume.facts.peer("alpha").contact_lost_s > 0
     assert changes(pair.beta)[-1] | {"generation_id": ""} == {
@@ -58,7 +58,7 @@ def test_a_promotion_is_told_with_its_evidence_and_who_gave_it() -> None:
         "joined": [],
         "left": ["alpha"],
         "origin": "peer-dead",
-        "why": "an operator (uid 0) vouched that alpha is stopped",
+        "why": "an operator vouched that alpha is stopped (uid 0)",
     }
     assert pair.beta.codes[-1] == "ROLE_PRIMARY"
 

@@ -31,6 +31,12 @@ def asking_pair() -> Iterator[Pair]:
         yield pair
 
 
+@pytest.fixture
+def limited_pair() -> Iterator[Pair]:
+    with Pair.make((VolumeSpec(options=('resync_rate_limit = "1MiB/s"',)),)) as pair:
+        yield pair
+
+
 def codes(node: Node, volume: str = "r0") -> list[str]:
     found = json.loads(node.ctl_ok("--json", "events", volume))["events"]
     return [event["code"] for event in found]
@@ -84,11 +90,11 @@ def test_nothing_is_acknowledged_alone_until_an_operator_continues(
 # resync pause, resume, limit
 
 
-def test_a_pause_outlives_connections_and_workers_and_a_limit_holds(pair: Pair) -> None:
-    alpha, beta = pair.alpha, pair.beta
+def test_a_pause_outlives_connections_and_workers_and_a_limit_holds(limited_pair: Pair) -> None:
+    pair, alpha, beta = limited_pair, limited_pair.alpha, limited_pair.beta
     pair.start_in_sync(primary=alpha)
     beta.kill()
-    fill(alpha, 24, 1)
+    fill(alpha, 16, 1)
     beta.start()
     beta.ctl_ok("resync", "r0", "pause")
     for disturb in (lambda: None, lambda: beta.signal_worker(signal.SIGKILL)):
@@ -98,11 +104,10 @@ def test_a_pause_outlives_connections_and_workers_and_a_limit_holds(pair: Pair) 
         )
         assert f"paused by an operator ({ME}) on beta" in paused["peers"][0]["resync"]["stalled"]
         assert "replctl resync r0 resume" in paused["next"]
-    left = paused["peers"][0]["resync"]["remaining_bytes"]
+    left = alpha.peer_of()["resync"]["remaining_bytes"]
     assert left > 0
     fill(alpha, 1, 2)  # writes flow on, and the copy does not
     assert alpha.peer_of()["resync"]["remaining_bytes"] == left
-    alpha.ctl_ok("resync", "r0", "limit", "1MiB/s")
     beta.ctl_ok("resync", "r0", "resume")
     limited = alpha.wait_volume(
         lambda v: v["peers"][0]["resync"]["rate_bytes_per_s"], "copies, slowly"
@@ -110,7 +115,9 @@ def test_a_pause_outlives_connections_and_workers_and_a_limit_holds(pair: Pair) 
     assert limited["rate_limit_bytes_per_s"] == MIB
     assert 0 < limited["rate_bytes_per_s"] < 2.5 * MIB
     assert "limit 1 MB/s" in alpha.ctl_ok("status")
-    alpha.ctl_ok("resync", "r0", "limit", "none")
+    said = alpha.ctl("resync", "r0", "limit", "none").stderr
+    assert f"beta limits them to {MIB} bytes/s" in said, "the stricter of both holds"
+    beta.ctl_ok("resync", "r0", "limit", "none")
     pair.wait_in_sync()
     pair.assert_copies_equal()
     assert "RESYNC_LIMITED" in codes(alpha) and "RESYNC_PAUSED" in codes(beta)
