@@ -26,9 +26,9 @@ def ring(events_max: int = 10, clock: Clock | None = None, **options: Any) -> Ev
 
 
 def add(to: EventRing, count: int, volume: str = "r0") -> None:
-    """Add events of as many different codes, so that none is one of too many."""
-    for number in range(count):
-        assert to.add(f"CODE_{number % 1000}_{number // 1000}", "info", "text", {}, volume=volume)
+    """Add events of codes that were never used before, so that none is one of too many."""
+    for number in range(to.last_number, to.last_number + count):
+        assert to.add(f"CODE_{number}", "info", "text", {}, volume=volume)
 
 
 def test_events_are_numbered_from_one_and_keep_their_fields() -> None:
