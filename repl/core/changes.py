@@ -64,26 +64,29 @@ class Changes:
         permit = self._volume.alone.permit(session)
         if permit:
             session.probation.dropped(self._volume.now)
-            self.lose([session], permit, answered=session.client_waits)
+            self.lose([session], permit)
 
-    def lose(self, lost: list[Session], permit: str, *, answered: bool) -> None:
+    def lose(self, lost: list[Session], permit: str, *, agreed: bool = False) -> None:
         """Make the generation without these members, then release what waited for them.
 
-        `answered` is set where replies wait, or where the peer itself agreed to be left behind.
+        Its mark says that it answered where replies wait for it, or where the peer itself agreed
+        to be left behind.
         """
         assert self._volume.is_primary and not self.busy
         self.kind = Kind.LOSE
         for session in lost:
             session.drop("this node goes on without it")
         self._volume.note("warning", f"going on without {', '.join(s.name for s in lost)}")
-        self._volume.syncs.request(lambda: self._lose_synced(lost, permit, answered))
+        self._volume.syncs.request(lambda: self._lose_synced(lost, permit, agreed))
 
-    def _lose_synced(self, lost: list[Session], permit: str, answered: bool) -> None:
+    def _lose_synced(self, lost: list[Session], permit: str, agreed: bool) -> None:
         volume = self._volume
         # A second loss during the sync belongs to the same change.
         absent = [s for s in volume.member_sessions() if s in lost or not s.connected]
         gone = {session.node_id for session in absent}
         members = tuple(m for m in volume.facts.generation.members if m not in gone)
+        # Looked at now: the clients that waited when this began may have been closed since.
+        answered = agreed or any(session.client_waits for session in absent)
         self._extend(members, volume.facts.node_id, Origin.ALONE, permit, answered)
         volume.commits.request(lambda: self._lose_stored(absent), with_maps=True)
 

@@ -29,7 +29,7 @@ def retires_member(session: Session, decision: Decision) -> bool:
         return False
     if not volume.changes.busy:
         permit = f"{session.name} shows a new copy in place of the one that was a member"
-        volume.changes.lose([session], permit, answered=session.client_waits)
+        volume.changes.lose([session], permit)
     return True
 
 

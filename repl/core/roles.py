@@ -374,7 +374,7 @@ class Roles:
             volume.commits.request(stored)
         elif not volume.changes.busy:
             # The end of the connection is the answer: the other side has stored its part.
-            volume.changes.lose([session], f"{session.name} left cleanly", answered=True)
+            volume.changes.lose([session], f"{session.name} left cleanly", agreed=True)
 
     # Shared.
 

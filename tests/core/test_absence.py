@@ -136,7 +136,7 @@ def test_lone_primary_that_has_answered_nobody_can_still_give_way() -> None:
     pair.run()
     assert pair.beta.replies == [theirs]
     # alpha went on alone, too, but nobody has got an answer under that generation.
-    pair.alpha.volume.changes.lose([pair.alpha.session], "a test", answered=False)
+    pair.alpha.volume.changes.lose([pair.alpha.session], "a test")
     pair.run()
     assert pair.alpha.metadata.facts.alone
     after_absence(pair)
