@@ -215,7 +215,7 @@ class Receiver:
         elif kind is Type.PROMOTE_ASK:
             self._volume.roles.on_ask(session, Fields("PROMOTE_ASK", _object(payload)))
         elif kind is Type.LEAVE:
-            self._volume.roles.on_leave(session)
+            self._volume.roles.on_leave(session, Fields("LEAVE", _object(payload)))
         elif kind is Type.SETTLED:
             if session.phase is not Phase.TARGET or not self._settling:
                 raise PeerError("SETTLED: no settle is going on")

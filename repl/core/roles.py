@@ -339,7 +339,8 @@ class Roles:
         behind_primary = session.peer_status.get("role") == "primary"
         volume.change_facts(released=True, is_primary=False, outdated=behind_primary)
         self._step = lambda: self._await_left(session)
-        leave = session.on_this_connection(lambda: session.send_control(Type.LEAVE, {}))
+        body = {"outdated": behind_primary}
+        leave = session.on_this_connection(lambda: session.send_control(Type.LEAVE, body))
         volume.commits.request(leave)
 
     def _await_left(self, session: Session) -> None:
@@ -361,9 +362,11 @@ class Roles:
         if number:
             self._volume.answer(number, granted("left"))
 
-    def on_leave(self, session: Session) -> None:
+    def on_leave(self, session: Session, fields: Fields) -> None:
         """The peer stops: it has stored that it will not be promoted without contact."""
         volume = self._volume
+        # An older version does not say so: it is taken for one that cannot be vouched for.
+        outdated = fields.flag("outdated") if fields.has("outdated") else True
         if session.phase is not Phase.ESTABLISHED:
             raise PeerError("LEAVE: the copies are not established")
         if not volume.is_primary:
@@ -373,8 +376,10 @@ class Roles:
             stored = session.on_this_connection(lambda: session.send(Type.LEAVE_STORED))
             volume.commits.request(stored)
         elif not volume.changes.busy:
-            # The end of the connection is the answer: the other side has stored its part.
-            volume.changes.lose([session], f"{session.name} left cleanly", agreed=True)
+            # The end of the connection is the answer: the other side has stored its part. One that
+            # did not know yet that this node is primary can still be vouched for, and then a
+            # generation that answered nobody must give way.
+            volume.changes.lose([session], f"{session.name} left cleanly", agreed=outdated)
 
     # Shared.
 

@@ -221,7 +221,7 @@ class Volume:
     def _failure_stored(self) -> None:
         for session in self.sessions.values():
             if session.phase is Phase.ESTABLISHED:
-                session.send_control(Type.LEAVE, {})
+                session.send_control(Type.LEAVE, {"outdated": True})
             else:
                 session.drop(f"the local copy failed: {self.failed}")
 

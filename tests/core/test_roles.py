@@ -8,7 +8,7 @@ import pytest
 
 from repl.core.states import Phase
 from repl.core.wire import PeerError, Type
-from tests.core.asking import VOUCH_ALPHA, left, promote
+from tests.core.asking import VOUCH_ALPHA, contact_until_rest, left, promote
 from tests.core.every_phase import at, behind_pair
 from tests.core.pair_of_cores import BLOCK, EXTENT, data, established_pair
 
@@ -281,6 +281,42 @@ def test_a_secondary_that_leaves_is_outdated_and_the_primary_goes_on_at_once() -
     op = pair.alpha.write(0, data(1))
     pair.run()
     assert op in pair.alpha.replies
+
+
+def test_a_secondary_that_left_before_it_knew_the_primary_can_be_vouched_for() -> None:
+    """The lone generation that its leaving made has answered nobody, and gives way."""
+    pair = established_pair(primary=False)
+    pair.alpha.promote()
+    pair.alpha.step()
+    while not pair.alpha.volume.is_primary:
+        pair.beta.step()
+        pair.alpha.step()
+    pair.beta.hold_incoming = True
+    pair.beta.leave()
+    pair.run()
+    assert not pair.beta.metadata.facts.outdated
+    assert pair.alpha.metadata.facts.alone
+    assert not pair.alpha.metadata.facts.generation.answered
+    pair.restart(pair.alpha)
+    pair.beta.hold_incoming = False
+    pair.restart(pair.beta)
+    assert promote(pair.beta, VOUCH_ALPHA) == ""
+    pair.beta.write(0, data(5))
+    pair.run()
+    contact_until_rest(pair)
+    assert pair.alpha.session.phase is Phase.ESTABLISHED
+    assert pair.alpha.disk[0] == 5
+
+
+@pytest.mark.parametrize(("body", "answered"), [({}, True), ({"outdated": False}, False)])
+def test_a_leaving_peer_of_an_older_version_is_taken_for_outdated(
+    body: dict[str, bool], answered: bool
+) -> None:
+    pair = established_pair()
+    pair.alpha.feed_body(Type.LEAVE, body)
+    pair.run()
+    assert pair.alpha.metadata.facts.alone
+    assert pair.alpha.metadata.facts.generation.answered == answered
 
 
 def test_outdated_for_ever() -> None:

@@ -276,7 +276,7 @@ NAMES = {
     Type.READY: ["whole"],
     Type.PROMOTE_ASK: ["number", "generation", "resume"],
     Type.PROMOTE_ANSWER: ["number", "agree", "reason"],
-    Type.LEAVE: ["x"],
+    Type.LEAVE: ["outdated", "x"],
     Type.GOODBYE: ["code", "sentence"],
     Type.STATUS: ["role", "disk_state"],
     Type.GENERATION: ["volume_id", "lineage"],

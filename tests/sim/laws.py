@@ -133,3 +133,8 @@ class Laws:
                 raise Violation(f"{self._name}: it agrees to be given up, which is not stored")
         if kind == Type.LEAVE and not (facts.released or facts.inconsistent):
             raise Violation(f"{self._name}: it leaves without having stored the release")
+        if kind == Type.LEAVE:
+            assert isinstance(source, bytes)
+            stored = facts.outdated or facts.everything_suspect
+            if json.loads(source)["outdated"] and not stored:
+                raise Violation(f"{self._name}: it says that it is outdated, which is not stored")
