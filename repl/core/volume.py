@@ -128,13 +128,18 @@ class Volume:
                 session.source.advance()
                 if session.source is not None:
                     session.source.try_end()
-            if session.phase is not Phase.DOWN:
+            if session.phase is not Phase.DOWN and not self.failed:
+                # What a failed copy has applied or synced last is nothing to rely on.
                 session.receiver.acknowledge()
         if self.syncs.unsynced_bytes >= BACKGROUND_SYNC_BYTES:
             self.syncs.request(lambda: None)
         box = self.outbox
         box.commit = self.commits.take(self.facts)
-        if not self.failed:
+        if self.failed:
+            # Nothing reaches a copy that failed, whatever was on its way to it.
+            self.writes.never_done([op for op, *_ in box.disk])
+            box.apply, box.disk, box.copies = [], [], []
+        else:
             box.sync = self.syncs.take()
         self.outbox = Outbox()
         return box

@@ -259,6 +259,11 @@ class ClientWrites:
         self._volume.syncs.unsynced_bytes += write.length
         self.one_done(write)
 
+    def never_done(self, ops: list[Op]) -> None:
+        """These were abandoned before the local disk was asked for them."""
+        self._abandoned.difference_update(ops)
+        self._volume.outbox.forget += ops
+
     def one_done(self, write: Write) -> None:
         """One of the copies that the write waits for has applied it, or left the set."""
         write.waiting -= 1

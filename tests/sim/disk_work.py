@@ -49,7 +49,9 @@ class _Backing:
         buffer[:] = self._node.data.pread(offset, len(buffer))
 
     def _take_room(self, offset: int, length: int) -> None:
-        """On a full disk only blocks that exist can be written."""
+        """On a full disk only blocks that exist can be written, on a broken one nothing."""
+        if self._node.fail_writes:
+            raise OSError(errno.EIO, "the simulated disk said no")
         if self._node.full and not self._node.data.is_allocated(offset, length):
             raise OSError(errno.ENOSPC, "no room in the simulated disk")
 

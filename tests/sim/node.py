@@ -68,7 +68,7 @@ class Node:
         self.clients: list[Client] = []
         #: What is held back for now: "commits", "syncs", "reads"; and the events that wait.
         self.held: set[str] = set()
-        self.fail_syncs = False
+        self.fail_syncs = self.fail_writes = False
         #: No new block can be allocated on the data disk. Outlives the process.
         self.full = False
         self._waiting: list[Callable[[], None]] = []
@@ -115,7 +115,7 @@ class Node:
         self.stopping = False
         self.fuse = None
         self.held.clear()
-        self.fail_syncs = False
+        self.fail_syncs = self.fail_writes = False
         self._waiting.clear()
         self._answers.clear()
         self._seen = (False, Phase.DOWN, 0)

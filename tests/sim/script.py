@@ -6,7 +6,7 @@
     freeze NODE | thaw NODE     SIGSTOP | SIGCONT
     cut | connect               break the link and keep it down | let it be made again
     hold NODE commits|syncs|reads|link      nothing of that kind goes on there until `release NODE`
-    fail NODE syncs             the disk refuses to sync
+    fail NODE syncs|writes      the disk refuses to sync | to write
     save NODE | restore NODE    take, and put back, an image of both disks of a stopped node
     NODE write|zero|trim OFFSET LENGTH vN   NODE flush fN       (fua: `write! …`)
     NODE read OFFSET LENGTH rN              answered only with what was promised
@@ -143,7 +143,8 @@ class Script:
         elif verb == "power":
             node.lose_power(loss, world.choice)
         elif verb == "fail":
-            node.fail_syncs = True
+            node.fail_syncs = words[1] == "syncs"
+            node.fail_writes = words[1] == "writes"
         else:
             self._hold_or_save(verb, node, words)
 
