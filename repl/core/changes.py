@@ -176,7 +176,7 @@ class Changes:
         volume.set_base(session.name, generation_id)
         if session.phase is Phase.JOINING:
             volume.intents.clear_suspects()
-            volume.change_facts(cache_lost=False, outdated=False)
+            volume.change_facts(cache_lost=False, crashed=False, outdated=False)
             volume.commits.empty(MapName.DIRTY, session.name)
             session.probation.joined(volume.now)
             session.established()
@@ -258,6 +258,7 @@ class Changes:
             everything_suspect=False,
             source_generation=0,
             cache_lost=False,
+            crashed=False,
         )
         volume.commits.empty(MapName.REMAINING)
         for name in volume.sessions:

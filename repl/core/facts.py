@@ -51,6 +51,9 @@ class Facts:
     is_primary: bool = False
     #: Applied but unsynced data may be gone (power loss); see `Volume.open`.
     cache_lost: bool = False
+    #: A process of this node ended without a clean stop since the copies were last known equal. A
+    #: sync may have failed in it, and the mark that this copy failed may not have been stored.
+    crashed: bool = False
     #: Half copied: the target of a resync that has not ended, or a failed copy.
     inconsistent: bool = False
     #: With `inconsistent`: nothing in this copy can be trusted (a disk error).

@@ -279,6 +279,9 @@ def _is_settle_source(mine: Hello, theirs: Hello) -> bool:
         return mine.is_primary
     if mine.cache_lost != theirs.cache_lost:
         return not mine.cache_lost
+    if None not in (mine.crashed, theirs.crashed) and mine.crashed != theirs.crashed:
+        # A failed sync may have taken from the crashed one what the other still has.
+        return not mine.crashed
     last_primary = mine.lineage[0].primary
     if last_primary in (mine.node_id, theirs.node_id):
         return last_primary == mine.node_id

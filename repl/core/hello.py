@@ -36,6 +36,8 @@ class Hello:
     lineage: Lineage
     is_primary: bool
     cache_lost: bool
+    #: None: unknown, as of an older version, which does not look at the other side's either.
+    crashed: bool | None
     inconsistent: bool
     everything_suspect: bool
     outdated: bool
@@ -77,6 +79,7 @@ def build(
         lineage=facts.lineage,
         is_primary=primary,
         cache_lost=facts.cache_lost,
+        crashed=facts.crashed,
         inconsistent=facts.inconsistent,
         everything_suspect=facts.everything_suspect,
         outdated=facts.outdated,
@@ -139,7 +142,7 @@ def lineage_from_fields(fields: Fields) -> Lineage:
 
 def to_json(hello: Hello) -> dict[str, Any]:
     """Return the body of a HELLO frame."""
-    return {
+    body = {
         "protocol": hello.protocol,
         "node": hello.node,
         "volume": hello.volume,
@@ -160,6 +163,7 @@ def to_json(hello: Hello) -> dict[str, Any]:
         "base_from": hello.base_from,
         "base_to": hello.base_to,
     }
+    return body if hello.crashed is None else body | {"crashed": hello.crashed}
 
 
 def from_json(body: dict[str, Any]) -> Hello:
@@ -176,6 +180,7 @@ def from_json(body: dict[str, Any]) -> Hello:
         lineage=lineage_from_fields(fields),
         is_primary=fields.flag("is_primary"),
         cache_lost=fields.flag("cache_lost"),
+        crashed=fields.flag("crashed") if fields.has("crashed") else None,
         inconsistent=fields.flag("inconsistent"),
         everything_suspect=fields.flag("everything_suspect"),
         outdated=fields.flag("outdated"),

@@ -287,7 +287,7 @@ class Receiver:
 
     def _settled(self) -> None:
         volume, name = self._volume, self._session.name
-        volume.change_facts(cache_lost=False, outdated=False)
+        volume.change_facts(cache_lost=False, crashed=False, outdated=False)
         volume.intents.clear_suspects()
         volume.commits.empty(MapName.REMAINING)
         volume.commits.empty(MapName.DIRTY, name)
@@ -320,6 +320,7 @@ class Receiver:
             source_generation=0,
             outdated=False,
             cache_lost=False,
+            crashed=False,
             known_zeroes=False,
         )
         if session.phase is Phase.TARGET:

@@ -372,7 +372,7 @@ class Source:
 
     def _end_settle(self) -> None:
         session, volume = self._session, self._volume
-        volume.change_facts(cache_lost=False, outdated=False)
+        volume.change_facts(cache_lost=False, crashed=False, outdated=False)
         volume.intents.clear_suspects()
         volume.commits.empty(MapName.DIRTY, session.name)
         volume.commits.empty(MapName.REMAINING)

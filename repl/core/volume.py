@@ -96,7 +96,12 @@ class Volume:
             lost = True
         # A first open after an unclean close: intents that a crash left are dirty for every peer
         # that is not a member; a member is settled with.
-        self.change_facts(clean=False, boot_id=boot_id, cache_lost=facts.cache_lost or lost)
+        self.change_facts(
+            clean=False,
+            boot_id=boot_id,
+            cache_lost=facts.cache_lost or lost,
+            crashed=facts.crashed or not (facts.clean or facts.fresh),
+        )
         for session in self.sessions.values():
             if not session.is_member and facts.lineage:
                 self.intents.mark_suspects_in(self.maps.dirty[session.name])

@@ -50,6 +50,7 @@ def hello(node_id: int, other_id: int, lineage: Lineage = ()) -> Hello:
         lineage=lineage,
         is_primary=False,
         cache_lost=False,
+        crashed=False,
         inconsistent=False,
         everything_suspect=False,
         outdated=False,

@@ -217,6 +217,7 @@ def a_hello(draw: st.DrawFn) -> Hello:
         lineage=lineage,
         is_primary=draw(flag),
         cache_lost=draw(flag),
+        crashed=draw(st.none() | flag),
         inconsistent=draw(flag),
         everything_suspect=draw(flag),
         outdated=draw(flag),
