@@ -137,6 +137,8 @@ def parse_body(verb_name: str, body: bytes) -> JsonObject:
     fields = VERBS[verb_name].fields
     try:
         given = json.loads(body) if body.strip() else {}
+    except RecursionError as error:
+        raise _usage(verb_name, "the body is not JSON: it is nested too deep") from error
     except ValueError as error:
         raise _usage(verb_name, f"the body is not JSON: {error}") from error
     if not isinstance(given, dict):
@@ -148,7 +150,14 @@ def parse_body(verb_name: str, body: bytes) -> JsonObject:
         expected = fields[key]
         if type(value) is not expected.kind and not (value is None and expected.default is None):
             raise _usage(verb_name, f"{key} is {expected.meaning}, not {json.dumps(value)}")
+        if isinstance(value, str) and not value.isascii() and not _encodable(value):
+            raise _usage(verb_name, f"{key} holds half of a character: {json.dumps(value)}")
     return {key: given.get(key, expected.default) for key, expected in fields.items()}
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text can go to the worker and to a log: JSON may name half of a surrogate pair."""
+    return not any(0xD800 <= ord(letter) < 0xE000 for letter in text)
 
 
 def _usage(verb_name: str, why: str) -> UsageError:

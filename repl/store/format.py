@@ -184,7 +184,7 @@ def decode_superblock(raw: bytes) -> Superblock:
     try:
         body = from_json(Body, json.loads(raw[SUPERBLOCK_HEADER_BYTES:end]), "body")
         _check_body(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotUnderstood(f"a whole record that is not understood: {error}") from error
     return Superblock(serial, body)
 

@@ -44,6 +44,8 @@ def test_given_fields_replace_their_defaults() -> None:
         ("promote", b"{", "not JSON"),
         ("promote", b"\xff", "not JSON"),
         ("promote", b"[]", "not a JSON object"),
+        ("promote", b"[" * 16_000, "too deep"),
+        ("promote", b'{"peer_dead": "\\ud800"}', "half of a character"),
         ("promote", b'{"loose_data": true}', "unknown key 'loose_data'"),
         ("promote", b'{"lose_data": 1}', "lose_data is true or false, not 1"),
         ("promote", b'{"lose_data": null}', "lose_data is true or false, not null"),
