@@ -184,7 +184,7 @@ async def secure(
         if not data:
             raise TlsFailure("it closed the connection during the TLS handshake")
         if first and data.startswith(wire.MAGIC):
-            raise TlsFailure(_refusal_in(data))
+            raise TlsFailure(refusal_in(data))
         first = False
         received.write(data)
 
@@ -196,9 +196,14 @@ async def _send_rest(
         await loop.sock_sendall(sock, to_send.read())
 
 
-def _refusal_in(data: bytes) -> str:
-    """Return the sentence of a clear GOODBYE frame, which an acceptor sends before any TLS."""
+def refusal_in(data: bytes) -> str:
+    """Return the sentence of a clear GOODBYE frame, which an acceptor sends before any TLS.
+
+    Anything else, a frame that is cut short included, is said to be no TLS.
+    """
     try:
+        if len(data) < wire.HEADER_BYTES:
+            raise wire.PeerError("no whole frame")
         header = wire.decode_header(data)
         payload = memoryview(data)[wire.HEADER_BYTES : wire.HEADER_BYTES + header.payload_bytes]
         wire.verify(header, data, payload)

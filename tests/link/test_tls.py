@@ -180,6 +180,25 @@ def test_a_clear_refusal_is_understood_before_any_tls(folder: Path) -> None:
     play(script)
 
 
+@pytest.mark.parametrize("size", [2, 47, 48, 60])
+def test_a_refusal_that_is_cut_short_is_a_failure_like_any(folder: Path, size: int) -> None:
+    """Whoever answers at the peer's address decides what the first bytes are: the dialer goes on."""
+
+    async def script() -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        for sock in (near, far):
+            sock.setblocking(False)
+        refusal = encode_refusal("unknown-volume", "beta has no volume r0.")
+        await loop.sock_sendall(far, refusal[:size])
+        with pytest.raises(TlsFailure, match="does not speak TLS"):
+            await secure(loop, near, files(folder, "alpha"), "beta", "", server=False)
+        near.close()
+        far.close()
+
+    play(script)
+
+
 def test_a_server_that_gets_anything_but_tls_says_so(folder: Path) -> None:
     async def script() -> None:
         loop = asyncio.get_running_loop()
