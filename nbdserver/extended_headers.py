@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nbdserver.buffers import ChunkPool
-from nbdserver.errors import TransmissionViolation
 from nbdserver.export import ExportInfo
 from nbdserver.legality import COMMAND_NAMES, Fault
 from nbdserver.protocol import (
@@ -70,10 +69,13 @@ class ExtendedRequestReader(RequestReader):
                 view, position
             )
             if magic != NBD_EXTENDED_REQUEST_MAGIC:
-                self._reject_magic(magic, bool(requests))
+                self._reject(f"request magic 0x{magic:08x} is wrong", bool(requests))
+                break
+            payload_bytes = length if flags & NBD_CMD_FLAG_PAYLOAD_LEN else 0
+            if payload_bytes > SKIPPED_PAYLOAD_BYTES_MAX:
+                self._reject(f"a payload of {payload_bytes} bytes is announced", bool(requests))
                 break
             self._start = position
-            payload_bytes = length if flags & NBD_CMD_FLAG_PAYLOAD_LEN else 0
             if self._passed_over(command, flags, cookie, offset, length, payload_bytes):
                 position = self._start
                 continue
@@ -128,8 +130,6 @@ class ExtendedRequestReader(RequestReader):
         payload_bytes: int,
     ) -> bool:
         """Deal with the request at `_start` if no backend needs to; then `_start` is behind it."""
-        if payload_bytes > SKIPPED_PAYLOAD_BYTES_MAX:
-            raise TransmissionViolation(f"a payload of {payload_bytes} bytes is announced")
         announced = bool(flags & NBD_CMD_FLAG_PAYLOAD_LEN)
         fault = None
         if command == NBD_CMD_WRITE:

@@ -116,7 +116,7 @@ class RequestReader(ReceiveWindow):
                 and magic == NBD_REQUEST_MAGIC
             ):
                 if magic != NBD_REQUEST_MAGIC:
-                    self._reject_magic(magic, bool(requests))
+                    self._reject(f"request magic 0x{magic:08x} is wrong", bool(requests))
                     break
                 self._start = position
                 # Only a WRITE is followed by a payload, whatever length another command shows.
@@ -162,10 +162,13 @@ class RequestReader(ReceiveWindow):
             connection, NBD_CMD_BLOCK_STATUS, flags, cookie, offset, length, contexts
         )
 
-    def _reject_magic(self, magic: int, after_others: bool) -> None:
-        """What came before is valid and carried out first; then the next call comes here again."""
+    def _reject(self, violation: str, after_others: bool) -> None:
+        """What came before is valid and carried out first; then the next call comes here again.
+
+        Raising before would also lose requests that hold their chunks already.
+        """
         if not after_others:
-            raise TransmissionViolation(f"request magic 0x{magic:08x} is wrong")
+            raise TransmissionViolation(violation)
         self.stopped_early = True
 
     def _settled_here(

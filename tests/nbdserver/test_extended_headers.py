@@ -201,6 +201,19 @@ def test_endless_payload_ends_the_connection(length: int) -> None:
         Reading().feed(data)
 
 
+def test_endless_payload_ends_the_connection_after_what_came_before() -> None:
+    """What came before is carried out, and no buffer stays held by a request that nobody got."""
+    reading = Reading()
+    written = extended_request(nbd.NBD_CMD_WRITE, 0, 3 * MIB, bytes(3 * MIB))
+    endless = extended_request(nbd.NBD_CMD_WRITE, 0, 1 << 32, flags=1 << 5)
+    with pytest.raises(TransmissionViolation, match="4294967296 bytes"):
+        reading.feed(written + AFTER + endless)
+    assert len(reading.seen) == 2
+    reading.reader.close()
+    reading.pool.close()
+    assert (reading.pool.out_bytes, reading.pool.budget.used_bytes) == (0, 0)
+
+
 def test_compact_request_ends_the_connection_after_what_came_before() -> None:
     reading = Reading()
     with pytest.raises(TransmissionViolation, match="0x25609513"):
