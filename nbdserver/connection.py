@@ -24,6 +24,7 @@ from typing import Final
 from nbdserver.answering import AnsweringHalf
 from nbdserver.buffers import CHUNK_BYTES, ByteBudget, ChunkPool
 from nbdserver.chunked_replies import ExtendedReplies, StructuredReplies
+from nbdserver.client_log import client_log
 from nbdserver.counters import End, TransmissionCounters
 from nbdserver.errors import ClientError, ClientStalled
 from nbdserver.export import Backend, ExportInfo
@@ -423,7 +424,7 @@ class Connection(AnsweringHalf):
 
     def _end_of_stream(self) -> None:
         if self._reader.in_mid_request:
-            log.info(
+            client_log.info(
                 "%s: left in the middle of a request; nothing of it is applied", self.peer_name
             )
         self.finish()
@@ -441,7 +442,7 @@ class Connection(AnsweringHalf):
         self._close("finished", End.FINISHED)
 
     def _drop(self, error: ClientError, end: End = End.VIOLATION) -> None:
-        log.warning("%s: dropped: %s", self.peer_name, error)
+        client_log.warning("%s: dropped: %s", self.peer_name, error)
         self._close(str(error), end)
 
     def _close(self, reason: str, end: End) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from nbdserver.client_log import client_log
 from nbdserver.counters import HandshakeCounters
 from nbdserver.errors import ClientError
 from nbdserver.export import ExportInfo, Refusal
@@ -141,7 +142,7 @@ class Server:
             self.counters.accepted += 1
             if self.handshakes - self.held >= self._limits.handshakes:
                 self.counters.over_limit += 1
-                log.warning("%s: closed: too many handshakes at once", client_address(sock))
+                client_log.warning("%s: closed: too many handshakes at once", client_address(sock))
                 sock.close()
                 continue
             # Counted here and not in the task, so that a burst of clients cannot pass the limit.
@@ -156,10 +157,10 @@ class Server:
             agreed = await _Negotiation(self, sock, peer_name).run()
         except TimeoutError:
             self.counters.timed_out += 1
-            log.warning("%s: dropped: the handshake took too long", peer_name)
+            client_log.warning("%s: dropped: the handshake took too long", peer_name)
         except ClientError as error:
             self.counters.dropped += 1
-            log.warning("%s: dropped: %s", peer_name, error)
+            client_log.warning("%s: dropped: %s", peer_name, error)
         except (ClientLeft, OSError) as error:
             self.counters.ended += 1
             log.debug("%s: left during the handshake: %s", peer_name, error)
@@ -226,7 +227,9 @@ class _Negotiation:
         if isinstance(answer, ExportInfo):
             self._handshake.found(answer)
         else:
-            log.info("%s: refused %s: %s", self._peer_name, ascii(asked.name), answer.message)
+            client_log.info(
+                "%s: refused %s: %s", self._peer_name, ascii(asked.name), answer.message
+            )
             self._handshake.refuse(answer)
 
     async def _while_connected(self, question: Coroutine[Any, Any, T]) -> T:
