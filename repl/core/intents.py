@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from repl.core.blockmap import BlockMap
 
-#: More hot extents than this start a checkpoint at once, which clears the ones at rest.
-HOT_EXTENTS_MAX = 1024
+#: More hot extents than this start a checkpoint at every tick, which clears the ones at rest. As
+#: much as they cover (4 GiB in extents of 1 MiB) is compared after a crash.
+HOT_EXTENTS_MAX = 4096
 #: A write that goes on from a hot extent into a cold one marks so many behind it too, so that a
 #: sequential stream costs one commit for several extents.
 AHEAD_EXTENTS = 7
@@ -66,6 +67,12 @@ class Intents:
     def stored(self, extents: Iterable[int]) -> None:
         """These marks are durable now."""
         self.coming.difference_update(extents)
+
+    def any_rested(self, number: int) -> bool:
+        """Whether `clear_up_to` would clear any extent, or a commit under way lets it."""
+        return any(
+            last <= number and extent not in self.suspect for extent, last in self.hot.items()
+        )
 
     def clear_up_to(self, number: int) -> int:
         """Clear hot extents last written at or below `number`; suspects stay. Return how many."""

@@ -79,6 +79,8 @@ class Session:
         self.acked_seq = 0
         self.durable_seq = 0
         self._sync_asked_seq = 0
+        #: What was sent when the last checkpoint was due.
+        self._rested_seq = 0
         #: Writes that wait for this member's ack, and ranges beyond its durable watermark.
         self._awaiting: deque[tuple[int, Write]] = deque()
         self._recent: deque[tuple[int, int, int]] = deque()
@@ -344,6 +346,12 @@ class Session:
         self.live.ping_sent(self.volume.now)
         self.send(Type.PING)
         return self.live.pinged()
+
+    def rested(self) -> Callable[[], None]:
+        """Note what is sent by now; return how to tell the peer that everything sent until the
+        last call is durable. It does nothing on another connection."""
+        seq, self._rested_seq = self._rested_seq, self.sent_seq
+        return self.on_this_connection(lambda: self.clear_intents_there(seq))
 
     def clear_intents_there(self, seq: int) -> None:
         """Everything up to this number is durable on both sides: the peer may clear intents."""

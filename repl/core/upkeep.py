@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from repl.core import chronicle
@@ -31,6 +32,9 @@ class Upkeep:
         self.synced_at_s = volume.now
         self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
         self._checkpointing = False
+        #: The number of the last write when the last checkpoint was due: an extent that was not
+        #: written since is at rest.
+        self._rested_number = 0
 
     def checkpoint_given_up(self) -> None:
         """The checkpoint under way will never be told its end: the next one begins anew."""
@@ -101,40 +105,48 @@ class Upkeep:
         return now - session.down_since_s >= timeouts.reconnect_grace_s
 
     def _checkpoint(self) -> None:
-        """Clear intents at rest, once everything is durable wherever it must be (design §6)."""
+        """Clear intents at rest, once everything is durable wherever it must be (design §6).
+
+        Extents that were written since the last time stay hot: clearing them would cost their next
+        write a commit. Where nothing rests, nothing is synced.
+        """
         volume, intents = self._volume, self._volume.intents
         if volume.changes.busy or self._checkpointing or not volume.is_primary or volume.failed:
             return
-        if not (intents.hot or intents.suspect):
+        if not self._nothing_is_copied():
             return
-        if volume.writes.in_flight and len(intents.hot) < HOT_EXTENTS_MAX:
-            return
-        if any(not session.settled for session in volume.member_sessions()):
+        number, self._rested_number = self._rested_number, volume.writes.written_number
+        clear_there = [session.rested() for session in volume.member_sessions()]
+        if not (intents.suspect or intents.any_rested(number)):
             return
         self._checkpointing = True
-        number, generation = volume.writes.written_number, volume.facts.generation.id
-        seqs = {session.name: session.sent_seq for session in volume.sessions.values()}
+        generation = volume.facts.generation.id
         volume.writes.barrier(
-            Waiter.UPKEEP, lambda: self._checkpoint_durable(number, generation, seqs)
+            Waiter.UPKEEP, lambda: self._checkpoint_durable(number, generation, clear_there)
         )
 
-    def _checkpoint_durable(self, number: int, generation: int, seqs: dict[str, int]) -> None:
+    def _nothing_is_copied(self) -> bool:
+        """A settle or a resync clears bits as it goes; its end clears the suspects."""
+        return all(
+            session.settled if session.is_member else not session.connected or session.split
+            for session in self._volume.sessions.values()
+        )
+
+    def _checkpoint_durable(
+        self, number: int, generation: int, clear_there: list[Callable[[], None]]
+    ) -> None:
         volume = self._volume
         self._checkpointing = False
         if not volume.is_primary or volume.facts.generation.id != generation:
             return
-        members = volume.member_sessions()
-        outside = [s for s in volume.sessions.values() if s not in members]
-        if any(not s.settled for s in members) or any(
-            s.connected and s.split is None for s in outside
-        ):
-            # A settle or a resync clears bits as it goes; its end clears the suspects.
+        if not self._nothing_is_copied():
             return
+        outside = [session for session in volume.sessions.values() if not session.is_member]
         for session in outside:
             # Covered by dirty bits, which the same commit persists before it clears intents.
             volume.intents.mark_suspects_in(volume.maps.dirty[session.name])
         volume.intents.clear_suspects()
         volume.intents.clear_up_to(number)
-        for session in members:
-            session.clear_intents_there(seqs[session.name])
+        for clear in clear_there:
+            clear()
         volume.commits.request(with_maps=bool(outside))
