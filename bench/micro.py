@@ -75,8 +75,7 @@ def test_writes_in_flight_are_checked_for_overlaps(benchmark: Any, offsets: list
 
     def pass_through() -> None:
         for offset in offsets:
-            if not spans.overlaps(offset, offset + BLOCK):
-                spans.add(offset, offset + BLOCK)
+            assert spans.claim(offset, offset + BLOCK)
         for offset in offsets:
             spans.remove(offset)
 

@@ -24,6 +24,8 @@ class Commits:
     ) -> None:
         #: The facts of the last durable commit: what may be given to others (G3).
         self.stored = stored
+        #: The id of its current generation, which every frame carries; 0 while it is fresh.
+        self.generation_id = _generation_id(stored)
         #: Told the facts before and after a commit, before anybody who waits for it.
         self._tell = tell
         self._maps = maps
@@ -89,6 +91,7 @@ class Commits:
         self._in_flight = None
         if commit.facts is not None:
             before, self.stored = self.stored, commit.facts
+            self.generation_id = _generation_id(self.stored)
             self._tell(before, self.stored)
         carried, self._carried = self._carried, []
         for then in carried:
@@ -106,6 +109,10 @@ class Commits:
         if name is MapName.INTENTS:
             return self._maps.intents
         return self._maps.remaining if name is MapName.REMAINING else self._maps.dirty[peer]
+
+
+def _generation_id(facts: Facts) -> int:
+    return facts.generation.id if facts.lineage else 0
 
 
 class Syncs:

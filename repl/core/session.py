@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from repl.core import chronicle, contact, pacing, wire
 from repl.core import hello as hellos
+from repl.core.facts import Facts
 from repl.core.giving_up import give_up_unanswered
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
@@ -25,9 +26,9 @@ from repl.core.progress import Progress
 from repl.core.receiver import Receiver
 from repl.core.source import Source
 from repl.core.splitbrain import SplitBrain
-from repl.core.states import MIRRORING, Phase, check_transition
-from repl.core.wire import ZERO_BYTES_MAX, Fields, PeerError, Type
-from repl.core.writes import Barrier, Waiter, Write, replicate_to_absent, send_write
+from repl.core.states import MIRRORING, RECEIVING, Phase, check_transition
+from repl.core.wire import Fields, PeerError, Type
+from repl.core.writes import Barrier, Waiter, Write
 
 if TYPE_CHECKING:
     from repl.core.volume import Volume
@@ -40,6 +41,9 @@ class Session:
         self.volume = volume
         self.name = name
         self.phase = Phase.DOWN
+        self._in_mirroring_phase = self._in_receiving_phase = False
+        #: The facts in memory and the stored ones that `is_member` saw, and what it found.
+        self._judged: tuple[Facts | None, Facts | None, bool] = (None, None, False)
         #: When the peer ceased to be established, by the volume's clock.
         self.down_since_s = volume.now
         #: Wall-clock times between which the peer was last away, None if it never was; for people.
@@ -81,9 +85,10 @@ class Session:
         self._sync_asked_seq = 0
         #: What was sent when the last checkpoint was due.
         self._rested_seq = 0
-        #: Writes that wait for this member's ack, and ranges beyond its durable watermark.
-        self._awaiting: deque[tuple[int, Write]] = deque()
-        self._recent: deque[tuple[int, int, int]] = deque()
+        #: Writes that wait for this member's ack, and ranges beyond its durable watermark;
+        #: `writes.replicate` fills both.
+        self.awaiting: deque[tuple[int, Write]] = deque()
+        self.recent: deque[tuple[int, int, int]] = deque()
         self._barriers: deque[tuple[int, Barrier]] = deque()
         #: The peer has stored the current generation (it shows it, or confirmed it).
         self.confirmed = False
@@ -116,16 +121,23 @@ class Session:
         A peer that is being left out is waited for until the generation without it is durable, one
         that joins from the moment its generation is made (G2, G4, G5).
         """
-        volume, me = self.volume, self.node_id
-        return any(
-            facts.lineage and me in facts.generation.members
-            for facts in (volume.facts, volume.commits.stored)
-        )
+        facts, stored = self.volume.facts, self.volume.commits.stored
+        if facts is not self._judged[0] or stored is not self._judged[1]:
+            # Both are immutable: what they say needs to be looked at once.
+            me = self.node_id
+            member = any(each.lineage and me in each.generation.members for each in (facts, stored))
+            self._judged = facts, stored, member
+        return self._judged[2]
 
     @property
     def mirroring(self) -> bool:
         """Whether this node, as primary, sends its writes to the peer."""
-        return self.phase in MIRRORING and self.volume.is_primary
+        return self._in_mirroring_phase and self.volume.is_primary
+
+    @property
+    def receiving(self) -> bool:
+        """Whether numbered frames of the peer's stream may arrive."""
+        return self._in_receiving_phase and not self.volume.is_primary
 
     @property
     def settled(self) -> bool:
@@ -136,6 +148,8 @@ class Session:
         """Take a step of the table in `states.py`."""
         check_transition(self.phase, phase)
         self.phase = phase
+        self._in_mirroring_phase = phase in MIRRORING
+        self._in_receiving_phase = phase in RECEIVING
         self.volume.outbox.changed = True
 
     # Connection life.
@@ -182,9 +196,9 @@ class Session:
         # Frames that the engine was not given yet are discarded: they were not acknowledged.
         outbox = volume.outbox
         outbox.apply = [job for job in outbox.apply if job[0] != self.name]
-        for _seq, offset, length in self._recent:
+        for _seq, offset, length in self.recent:
             dirty.mark(offset, length)
-        self.orphans += [write for _seq, write in self._awaiting]
+        self.orphans += [write for _seq, write in self.awaiting]
         for _seq, barrier in self._barriers:
             self._keep_waiting(barrier)
         if self.orphans or self._orphan_barriers:
@@ -334,12 +348,16 @@ class Session:
         source: object = None,
     ) -> None:
         """Queue a frame; its payload is `source` (see `SendJob`)."""
+        volume = self.volume
         # Nothing is given out under a generation that is not stored (G3).
-        stored = self.volume.commits.stored
-        generation = stored.generation.id if stored.lineage else 0
+        generation = volume.commits.generation_id
         job: SendJob = (kind, seq, offset, length, generation, flags, source)
-        self.volume.outbox.send.setdefault(self.name, []).append(job)
-        self.live.sent_s = self.volume.now
+        jobs = volume.outbox.send.get(self.name)
+        if jobs is None:
+            volume.outbox.send[self.name] = [job]
+        else:
+            jobs.append(job)
+        self.live.sent_s = volume.now
 
     def ping(self) -> int:
         """Show that this side lives, and make the peer show it; return the ping's number."""
@@ -361,36 +379,15 @@ class Session:
         """Queue a control frame with a JSON body."""
         self.send(kind, source=wire.encode_body(body))
 
-    def send_zeroes(self, kind: Type, offset: int, length: int, flags: int) -> int:
-        """Queue a range of zeroes as frames of the stream; return the last one's number."""
-        end = offset + length
-        while end - offset > ZERO_BYTES_MAX:
-            self.send_numbered(kind, offset, ZERO_BYTES_MAX, flags, None)
-            offset += ZERO_BYTES_MAX
-        return self.send_numbered(kind, offset, end - offset, flags, None)
-
     def send_numbered(
         self, kind: Type, offset: int, length: int, flags: int, source: object
     ) -> int:
         """Queue a frame of the ordered stream and return its number."""
-        self.sent_seq += 1
+        seq = self.sent_seq = self.sent_seq + 1
         if self.live.unapplied_since_s is None:
             self.live.unapplied_since_s = self.volume.now
-        self.send(kind, self.sent_seq, offset, length, flags, source)
-        return self.sent_seq
-
-    def replicate(self, write: Write) -> None:
-        """Send a launched client write, or mark it dirty if the peer does not receive it."""
-        if not self.mirroring:
-            replicate_to_absent(self, write)
-            return
-        seq = send_write(self, write)
-        self._recent.append((seq, write.offset, write.length))
-        if self.source is not None:
-            self.source.write_launched(write.offset, write.length)
-        if self.is_member:
-            write.waiting += 1
-            self._awaiting.append((seq, write))
+        self.send(kind, seq, offset, length, flags, source)
+        return seq
 
     def require_durable(self, barrier: Barrier) -> None:
         """Tell the barrier when all that was sent until now is durable at the peer."""
@@ -435,15 +432,15 @@ class Session:
             self.acked_seq = applied
             left = applied < self.sent_seq
             self.live.unapplied_since_s = self.volume.now if left else None
-            awaiting = self._awaiting
+            awaiting, one_done = self.awaiting, self.volume.writes.one_done
             while awaiting and awaiting[0][0] <= applied:
-                self.volume.writes.one_done(awaiting.popleft()[1])
+                one_done(awaiting.popleft()[1])
         if durable > self.durable_seq:
             self.durable_seq = durable
             # Under load a newer sync is always asked for; each one that ends is an answer.
             ended = durable >= self._sync_asked_seq
             self.live.unsynced_since_s = None if ended else self.volume.now
-            recent = self._recent
+            recent = self.recent
             while recent and recent[0][0] <= durable:
                 recent.popleft()
             while self._barriers and self._barriers[0][0] <= durable:
@@ -480,7 +477,7 @@ class Session:
         self.orphans.clear()
         self._orphan_barriers.clear()
         self.needed_since_s = None
-        self._awaiting.clear()
+        self.awaiting.clear()
         self._barriers.clear()
 
     def need(self) -> None:

@@ -20,7 +20,7 @@ from repl.core.handshake import Action
 from repl.core.outbox import MapName
 from repl.core.states import Phase
 from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, Fields, PeerError, Type
-from repl.core.writes import Reservation
+from repl.core.writes import Reservation, send_zeroes
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -265,7 +265,7 @@ class Source:
             self._window_bytes -= chunk.length
             self._done(chunk.offset, length)
             return
-        seq = self._session.send_zeroes(Type.RESYNC_ZERO, chunk.offset, length, FLAG_PUNCH)
+        seq = send_zeroes(self._session, Type.RESYNC_ZERO, chunk.offset, length, FLAG_PUNCH)
         self._sent(seq, chunk.length, 0)
         self._equal.append((seq, chunk.offset, length))
 

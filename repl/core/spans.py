@@ -21,20 +21,18 @@ class Spans:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def overlaps(self, start: int, end: int) -> bool:
-        """Whether any range shares a byte with start..end."""
-        index = bisect_right(self._starts, start)
-        if index and self._ends[index - 1] > start:
-            return True
-        return index < len(self._starts) and self._starts[index] < end
+    def claim(self, start: int, end: int) -> bool:
+        """Add a range unless it shares a byte with one that is there; return whether it was added.
 
-    def add(self, start: int, end: int) -> None:
-        """Add a range that overlaps none; an overlap is our bug."""
-        index = bisect_right(self._starts, start)
-        assert not index or self._ends[index - 1] <= start, "writes in flight never overlap"
-        assert index == len(self._starts) or end <= self._starts[index]
-        self._starts.insert(index, start)
-        self._ends.insert(index, end)
+        What this adds never overlaps: two neighbours are looked at before.
+        """
+        starts, ends = self._starts, self._ends
+        index = bisect_right(starts, start)
+        if (index and ends[index - 1] > start) or (index < len(starts) and starts[index] < end):
+            return False
+        starts.insert(index, start)
+        ends.insert(index, end)
+        return True
 
     def remove(self, start: int) -> None:
         """Remove the range that begins at `start`."""

@@ -13,14 +13,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from repl.core.facts import Facts
 from repl.core.lineage import mark_answered
 from repl.core.outbox import Op, WriteKind
 from repl.core.spans import Spans
-from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, Type
+from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, ZERO_BYTES_MAX, Type
 
 if TYPE_CHECKING:
     from repl.core.session import Session
     from repl.core.volume import Volume
+
+
+#: Looked up for every write: an attribute of an enumeration costs several times more.
+_WRITE = WriteKind.WRITE
+_WRITE_FRAME = Type.WRITE
 
 
 class Write:
@@ -112,6 +118,8 @@ class ClientWrites:
         self._abandoned: set[Op] = set()
         #: Grows when everything in flight is abandoned: late callbacks of before do nothing.
         self._epoch = 0
+        #: The facts in memory and the stored ones that `_may_answer` saw, and what it found.
+        self._judged: tuple[Facts | None, Facts | None, bool] = (None, None, False)
 
     @property
     def drained(self) -> bool:
@@ -167,10 +175,10 @@ class ClientWrites:
             self._held.append((self.write, (op, kind, offset, length, fua)))
             return
         write = Write(op, kind, offset, length, fua)
-        if self._must_wait(write):
-            self._blocked.append(write)
-        else:
+        if self._claim(write):
             self._admit(write)
+        else:
+            self._blocked.append(write)
 
     def read(self, op: Op) -> None:
         """Accept a read: it is done now, or when the volume thaws."""
@@ -226,10 +234,10 @@ class ClientWrites:
 
     def reserve(self, reservation: Reservation) -> None:
         """Keep writes out of a range: granted when those in flight there are done."""
-        if self._must_wait(reservation):
-            self._blocked.append(reservation)
-        else:
+        if self._claim(reservation):
             self._grant(reservation)
+        else:
+            self._blocked.append(reservation)
 
     def release(self, reservation: Reservation) -> None:
         """Let writes into the range again (or give up a reservation that was not granted yet)."""
@@ -240,7 +248,6 @@ class ClientWrites:
         self._admit_blocked()
 
     def _grant(self, reservation: Reservation) -> None:
-        self.spans.add(reservation.offset, reservation.offset + reservation.length)
         reservation.epoch = self._epoch
         reservation.granted()
 
@@ -281,15 +288,17 @@ class ClientWrites:
             session.require_durable(barrier)
         self._volume.syncs.request(barrier.local_done)
 
-    def _must_wait(self, entry: Write | Reservation) -> bool:
-        """Whether it overlaps what is in flight, or what waits already and so comes first."""
+    def _claim(self, entry: Write | Reservation) -> bool:
+        """Take its range, unless it overlaps what is in flight, or what waits already and so comes
+        first; return whether it was taken."""
         start, end = entry.offset, entry.offset + entry.length
-        return self.spans.overlaps(start, end) or any(
+        if self._blocked and any(
             other.offset < end and start < other.offset + other.length for other in self._blocked
-        )
+        ):
+            return False
+        return self.spans.claim(start, end)
 
     def _admit(self, write: Write) -> None:
-        self.spans.add(write.offset, write.offset + write.length)
         self.in_flight[write.op] = write
         self.number += 1
         write.number = self.number
@@ -306,7 +315,7 @@ class ClientWrites:
         self._applying[write.op] = write
         write.waiting = 1
         for session in volume.sessions.values():
-            session.replicate(write)
+            replicate(session, write)
         volume.outbox.disk.append((write.op, write.kind, write.offset, write.length))
 
     def _complete(self, write: Write) -> None:
@@ -324,7 +333,7 @@ class ClientWrites:
     def _admit_blocked(self) -> None:
         waiting, self._blocked = self._blocked, []
         for entry in waiting:
-            if self._must_wait(entry):
+            if not self._claim(entry):
                 self._blocked.append(entry)
             elif isinstance(entry, Write):
                 self._admit(entry)
@@ -360,10 +369,16 @@ class ClientWrites:
     def _may_answer(self) -> bool:
         """The present set, and its generation's mark, are durable before a reply (§5, G4); and
         what this node knows of the members is of now."""
-        if self._volume.absence.doubtful:
+        volume = self._volume
+        if volume.absence.doubtful:
             return False
-        stored = self._volume.commits.stored.generation
-        return stored.answered and stored.id == self._volume.facts.generation.id
+        facts, stored = volume.facts, volume.commits.stored
+        if facts is not self._judged[0] or stored is not self._judged[1]:
+            # Both are immutable: what they say needs to be looked at once.
+            generation = stored.generation
+            answered = generation.answered and generation.id == facts.generation.id
+            self._judged = facts, stored, answered
+        return self._judged[2]
 
     def mark_answered(self) -> None:
         """Make the current generation's mark durable, then send the replies that wait for it."""
@@ -387,8 +402,26 @@ class ClientWrites:
         self._unanswered.clear()
 
 
-def replicate_to_absent(session: Session, write: Write) -> None:
-    """Mark a write dirty for a peer that does not receive it; a member is still waited for."""
+def replicate(session: Session, write: Write) -> None:
+    """Send a launched write to a peer, or mark it dirty if the peer does not receive it."""
+    if not session.mirroring:
+        _mark_for_absent(session, write)
+        return
+    offset, length = write.offset, write.length
+    if write.kind is _WRITE and length <= PAYLOAD_BYTES_MAX:
+        seq = session.send_numbered(_WRITE_FRAME, offset, length, 0, write.op)
+    else:
+        seq = _send_pieces(session, write)
+    session.recent.append((seq, offset, length))
+    if session.source is not None:
+        session.source.write_launched(offset, length)
+    if session.is_member:
+        write.waiting += 1
+        session.awaiting.append((seq, write))
+
+
+def _mark_for_absent(session: Session, write: Write) -> None:
+    """A member that does not receive it is still waited for."""
     session.volume.maps.dirty[session.name].mark(write.offset, write.length)
     if session.is_member:
         write.waiting += 1
@@ -396,14 +429,23 @@ def replicate_to_absent(session: Session, write: Write) -> None:
         session.need()
 
 
-def send_write(session: Session, write: Write) -> int:
-    """Send a write as frames of the stream; return the last one's number."""
-    if write.kind is not WriteKind.WRITE:
+def _send_pieces(session: Session, write: Write) -> int:
+    """Send what is no single WRITE frame; return the last one's number."""
+    if write.kind is not _WRITE:
         flags = FLAG_PUNCH if write.kind is WriteKind.TRIM else 0
-        return session.send_zeroes(Type.ZERO, write.offset, write.length, flags)
+        return send_zeroes(session, Type.ZERO, write.offset, write.length, flags)
     op: Op = write.op
     offset, end = write.offset, write.offset + write.length
     while end - offset > PAYLOAD_BYTES_MAX:
-        session.send_numbered(Type.WRITE, offset, PAYLOAD_BYTES_MAX, 0, op)
+        session.send_numbered(_WRITE_FRAME, offset, PAYLOAD_BYTES_MAX, 0, op)
         offset += PAYLOAD_BYTES_MAX
-    return session.send_numbered(Type.WRITE, offset, end - offset, 0, op)
+    return session.send_numbered(_WRITE_FRAME, offset, end - offset, 0, op)
+
+
+def send_zeroes(session: Session, kind: Type, offset: int, length: int, flags: int) -> int:
+    """Queue a range of zeroes as frames of the stream; return the last one's number."""
+    end = offset + length
+    while end - offset > ZERO_BYTES_MAX:
+        session.send_numbered(kind, offset, ZERO_BYTES_MAX, flags, None)
+        offset += ZERO_BYTES_MAX
+    return session.send_numbered(kind, offset, end - offset, flags, None)
