@@ -12,12 +12,14 @@ PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
 # What runs on an event loop: `make test-all` runs it again on the standard library's.
 LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
 SEEDS ?= 1..1000
-# How long `make torture` goes on (90, 10m, 2h), and the seed that decides its faults, if given.
+# How long `make torture` goes on, or `make fuzz` with each of its targets (90, 10m, 2h), and the seed
+# that decides what they do, if given.
 DURATION ?= 1h
 SEED ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-micro sim torture clean
+.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-micro sim torture \
+  fuzz clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -69,6 +71,12 @@ sim: setup ## simulated faults from a seed on: make sim SEEDS=1..1000
 
 torture: setup ## real nodes under random kills, stops, cuts and full disks: make torture DURATION=2h SEED=7
 	@$(PYTHON) -m tests.torture --duration $(DURATION) $(if $(SEED),--seed $(SEED))
+
+# An hour for each target would be most of a night.
+fuzz: setup ## hostile bytes for every decoder: make fuzz DURATION=10m SEED=7 TARGET=nbd-handshake JOBS=2
+	@deploy/setup/setup.sh fuzz
+	@$(PYTHON) -m tests.fuzz $(if $(filter file,$(origin DURATION)),,--duration $(DURATION)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) $(addprefix --target ,$(TARGET))
 
 clean: ## remove everything that set-up and tests made here
 	@rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings a machine to where `make demo` and `make test` can run, and costs a few milliseconds when it
-# already is there; `setup.sh bench` adds what the benchmarks compare with and draw plots with:
+# already is there; `setup.sh bench` adds what the benchmarks compare with and draw plots with,
+# `setup.sh fuzz` the coverage-guided fuzzer:
 #
 #   1. Debian packages: those missing are installed through apt as root (or with a sudo that asks for
 #      no password); otherwise they are listed with the command that installs them.
@@ -155,6 +156,17 @@ add_bench_extra() {
     echo "$wanted" >"$stamp"
 }
 
+# There is none for every machine and every Python; the targets then run without it.
+add_fuzz_extra() {
+    local stamp=.venv/fuzz-stamp wanted
+    wanted=$(wanted_stamp)
+    [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return 0
+    say "installing Python packages for fuzzing"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=atheris \
+        --editable '.[fuzz]' || return 0
+    echo "$wanted" >"$stamp"
+}
+
 install_packages "$PACKAGES"
 deploy/setup/fetch-guest-kernel.sh .cache/guest-kernel
 make_venv
@@ -162,4 +174,7 @@ if [[ ${1-} == bench ]]; then
     # In a subshell, so that a failure there ends only this.
     (install_packages "$BENCH_PACKAGES") || say "the benchmarks go on without these and name them"
     add_bench_extra
+fi
+if [[ ${1-} == fuzz ]]; then
+    add_fuzz_extra
 fi

@@ -343,19 +343,25 @@ class Node:
             number |= (mine[place] != theirs[place]) << index
         return number.to_bytes((blocks + 7) >> 3, "little")
 
+    def _hole_end(self, offset: int) -> int:
+        """Where the blocks of zeroes that begin at `offset` end."""
+        for step in (EXTENT, BLOCK):
+            zeroes = bytes(step)
+            while self.disk.startswith(zeroes, offset):
+                offset += step
+        return offset
+
     def finish_copies(self, jobs: list[CopyJob]) -> None:
         """Read what the disk holds now and report it."""
         for number, offset, length, compare, peer in jobs:
-            rest = bytes(self.disk[offset:])
-            hole_end = SIZE - len(rest.lstrip(b"\0"))
-            hole_end -= hole_end % BLOCK
+            hole_end = self._hole_end(offset)
             if hole_end >= offset + length:
                 self.begin_turn().chunk_read(peer, number, hole_end, None)
             elif compare:
                 digests = self._digests(offset, length)
                 self.begin_turn().chunk_read(peer, number, 0, digests)
             else:
-                self._chunks[number] = rest[:length]
+                self._chunks[number] = bytes(self.disk[offset : offset + length])
                 self.begin_turn().chunk_read(peer, number, 0, None)
 
 

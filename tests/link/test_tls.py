@@ -182,7 +182,7 @@ def test_a_clear_refusal_is_understood_before_any_tls(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [2, 47, 48, 60])
 def test_a_refusal_that_is_cut_short_is_a_failure_like_any(folder: Path, size: int) -> None:
-    """Whoever answers at the peer's address decides what the first bytes are: the dialer goes on."""
+    """Whoever answers at the peer's address decides what comes first: the dialer goes on."""
 
     async def script() -> None:
         loop = asyncio.get_running_loop()
