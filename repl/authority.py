@@ -7,6 +7,8 @@ it can make certificates for further nodes.
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -52,14 +54,39 @@ class Authority:
         """Return (certificate, key)."""
         return _pem(self._certificate, self._key)
 
-    def certify(self, node: str, now: datetime.datetime, days: int) -> tuple[bytes, bytes]:
-        """Return (certificate, key) of a node: good for both ends of a connection."""
+    def certify(
+        self, node: str, now: datetime.datetime, days: int, hosts: Sequence[str] = ()
+    ) -> tuple[bytes, bytes]:
+        """Return (certificate, key) of a node: good for both ends of a connection. `hosts` are the
+        names and IP addresses, beside the node's name, by which NBD clients reach it."""
+        alternatives = [_host(name) for name in dict.fromkeys((node, *hosts))]
+        return self._issue(
+            node,
+            now,
+            days,
+            [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
+            [x509.SubjectAlternativeName(alternatives)],
+        )
+
+    def certify_client(self, client: str, now: datetime.datetime, days: int) -> tuple[bytes, bytes]:
+        """Return (certificate, key) of an NBD client. It has no DNS name, by which nodes know each
+        other: whatever the client is called, no node takes it for a node."""
+        return self._issue(client, now, days, [ExtendedKeyUsageOID.CLIENT_AUTH], [])
+
+    def _issue(
+        self,
+        name: str,
+        now: datetime.datetime,
+        days: int,
+        uses: list[x509.ObjectIdentifier],
+        alternatives: Sequence[x509.SubjectAlternativeName],
+    ) -> tuple[bytes, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
-        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = _builder(_name(name), self._certificate.subject, key.public_key(), now, days)
+        for each in alternatives:
+            builder = builder.add_extension(each, critical=False)
         certificate = (
-            _builder(_name(node), self._certificate.subject, key.public_key(), now, days)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(node)]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
             .sign(self._key, hashes.SHA256())
@@ -73,13 +100,26 @@ def fingerprint_of_pem(certificate: bytes) -> str:
 
 
 def names_of_pem(certificate: bytes) -> tuple[list[str], datetime.datetime]:
-    """Return the DNS names of a PEM certificate and when it ends; raises ValueError."""
+    """Return the names of a PEM certificate and when it ends; raises ValueError.
+
+    DNS names and IP addresses, or the common name of one that has no alternative names.
+    """
     read = x509.load_pem_x509_certificate(certificate)
     try:
         names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return [], read.not_valid_after_utc
-    return list(names.get_values_for_type(x509.DNSName)), read.not_valid_after_utc
+        common = read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return [str(each.value) for each in common], read.not_valid_after_utc
+    found = list(names.get_values_for_type(x509.DNSName))
+    found += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    return found, read.not_valid_after_utc
+
+
+def _host(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def _name(text: str) -> x509.Name:

@@ -75,3 +75,63 @@ def test_show_prints_whose_it_is_and_its_fingerprint(
     assert len(bytes.fromhex(shown["fingerprint"])) == 32
     assert main(["tls", "show", str(tmp_path / "alpha.key")]) == 2
     assert main(["tls", "show", str(tmp_path / "absent.crt")]) == 2
+
+
+def test_client_gets_a_folder_that_its_programs_take_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tls", "init", str(tmp_path), "alpha"]) == 0
+    capsys.readouterr()
+    assert main(["tls", "client", str(tmp_path), "backup", "--days", "30"]) == 0
+    made = capsys.readouterr().out.splitlines()
+    names = ["ca-cert.pem", "client-cert.pem", "client-key.pem"]
+    assert made == [str(tmp_path / "backup" / name) for name in names]
+    folder = tmp_path / "backup"
+    assert (folder / "ca-cert.pem").read_bytes() == (tmp_path / "ca.crt").read_bytes()
+    assert stat.S_IMODE((folder / "client-key.pem").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    files = TlsFiles(made[1], made[2], made[0])
+    assert problem_of(files) is None
+    assert main(["--json", "tls", "show", made[1]]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == ["backup"]
+
+
+def test_client_overwrites_nothing_and_is_not_called_as_a_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tls", "init", str(tmp_path), "alpha"]) == 0
+    assert main(["tls", "client", str(tmp_path), "backup"]) == 0
+    before = (tmp_path / "backup" / "client-key.pem").read_bytes()
+    for name in ("backup", "alpha"):
+        capsys.readouterr()
+        assert main(["--json", "tls", "client", str(tmp_path), "new", name]) == 5
+        assert json.loads(capsys.readouterr().out)["error"]["code"] == "TLS_FILE_EXISTS"
+        assert not (tmp_path / "new").exists()
+    assert (tmp_path / "backup" / "client-key.pem").read_bytes() == before
+
+
+def test_client_needs_an_authority_and_a_name(tmp_path: Path) -> None:
+    assert main(["tls", "client", str(tmp_path), "backup"]) == 2
+    assert main(["tls", "init", str(tmp_path), "alpha"]) == 0
+    assert main(["tls", "client", str(tmp_path), "../x"]) == 2
+    assert not (tmp_path / "backup").exists()
+
+
+def test_hosts_by_which_clients_reach_a_node_are_in_its_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = ("--host", "alpha=10.0.0.1", "--host", "alpha=a.example", "--host", "beta=fd00::2")
+    assert main(["tls", "init", str(tmp_path), "alpha", "beta", *hosts]) == 0
+    for node, names in (
+        ("alpha", ["alpha", "a.example", "10.0.0.1"]),
+        ("beta", ["beta", "fd00::2"]),
+    ):
+        capsys.readouterr()
+        assert main(["--json", "tls", "show", str(tmp_path / f"{node}.crt")]) == 0
+        assert json.loads(capsys.readouterr().out)["names"] == names
+
+
+@pytest.mark.parametrize("host", ["gamma=10.0.0.1", "10.0.0.1", "alpha=", "alpha=beta", "alpha=ü"])
+def test_host_of_no_node_or_that_is_another_node_is_refused(tmp_path: Path, host: str) -> None:
+    assert main(["tls", "init", str(tmp_path / "pki"), "alpha", "beta", "--host", host]) == 2
+    assert not (tmp_path / "pki").exists()
