@@ -24,11 +24,13 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from nbdserver.activation import inherited_sockets
+from nbdserver.admission import TlsMode
 from nbdserver.command_line import Served, Settings, parse_arguments
 from nbdserver.errors import ListenError
 from nbdserver.export import ExportInfo
 from nbdserver.file_backend import FileBackend
 from nbdserver.file_service import FileService
+from nbdserver.tls import problem_of
 
 EXIT_CANNOT_SERVE: Final = 8
 EXIT_PERMISSION: Final = 9
@@ -92,6 +94,15 @@ def export_of(served: Served, settings: Settings, size_bytes: int) -> ExportInfo
         ) from error
 
 
+def check_certificates(settings: Settings) -> None:
+    """Raises CannotServe if TLS could not work."""
+    files = settings.encryption.files
+    problem = problem_of(files) if files is not None else ""
+    if problem:
+        next_step = "name a certificate with its key, and an authority, in PEM files"
+        raise CannotServe("cannot offer TLS", problem, next_step, EXIT_CANNOT_SERVE)
+
+
 def open_listeners(service: FileService, settings: Settings) -> list[socket.socket]:
     """Listen as asked, and on what was inherited. Raises CannotServe."""
     server = service.server
@@ -120,8 +131,9 @@ def open_listeners(service: FileService, settings: Settings) -> list[socket.sock
     return list(server.sockets)
 
 
-def uris_of(name: str, sockets: Sequence[socket.socket]) -> list[str]:
+def uris_of(name: str, sockets: Sequence[socket.socket], tls: TlsMode) -> list[str]:
     """By which URIs clients reach the export, one for each listening socket."""
+    scheme = "nbds" if tls is TlsMode.REQUIRED else "nbd"
     export = quote(name, safe="")
     uris = []
     for sock in sockets:
@@ -133,7 +145,7 @@ def uris_of(name: str, sockets: Sequence[socket.socket]) -> list[str]:
         host, port = address[:2]
         wildcard = host in ("0.0.0.0", "::")
         shown = "localhost" if wildcard else f"[{host}]" if ":" in host else host
-        uris.append(f"nbd://{shown}:{port}/{export}")
+        uris.append(f"{scheme}://{shown}:{port}/{export}")
     return list(dict.fromkeys(uris))
 
 
@@ -157,13 +169,15 @@ async def serve(settings: Settings) -> None:
             )
             undo.callback(backend.close)
             exports.append((export_of(served, settings, backend.size_bytes), backend))
+        check_certificates(settings)
         undo.pop_all()
-    service = FileService(exports, settings.limits)
+    tls = settings.encryption
+    service = FileService(exports, settings.limits, tls.mode, tls.files, tls.clients)
     loop.add_signal_handler(signal.SIGUSR1, lambda: say(json.dumps(service.totals())))
     try:
         sockets = open_listeners(service, settings)
         for export, _ in exports:
-            uris = " ".join(uris_of(export.name, sockets))
+            uris = " ".join(uris_of(export.name, sockets, tls.mode))
             say(f"ready {uris} ({export.size_bytes} bytes)")
         await stop.wait()
     finally:

@@ -39,8 +39,9 @@ class AnsweringHalf(ClientSocket):
         leftover: bytes,
         replies: ReplyQueue,
         budget: ByteBudget,
+        wire: socket.socket | None = None,
     ) -> None:
-        super().__init__(loop, sock, leftover, replies)
+        super().__init__(loop, sock, leftover, replies, wire)
         self._budget = budget
         self._charged_bytes = 0
         self._closed = False

@@ -21,7 +21,16 @@ _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 class ClientSocket:
     """Base of `Connection`, which implements the two callbacks. The socket becomes its own."""
 
-    __slots__ = ("_descriptor", "_leftover", "_loop", "_reading", "_replies", "_sock", "_writing")
+    __slots__ = (
+        "_descriptor",
+        "_leftover",
+        "_loop",
+        "_reading",
+        "_replies",
+        "_sock",
+        "_wire",
+        "_writing",
+    )
 
     def __init__(
         self,
@@ -29,10 +38,13 @@ class ClientSocket:
         sock: socket.socket,
         leftover: bytes,
         replies: ReplyQueue,
+        wire: socket.socket | None = None,
     ) -> None:
-        """`leftover` was received from `sock` already and comes before everything else."""
+        """`leftover` was received from `sock` already and comes before everything else. `wire` is
+        what the client hangs up where somebody carries its bytes to `sock`; it becomes its own."""
         self._loop = loop
         self._sock = sock
+        self._wire = wire
         self._descriptor = sock.fileno()
         self._leftover = leftover
         self._replies = replies
@@ -88,6 +100,9 @@ class ClientSocket:
         """Whether the other end has closed, wholly or for sending, even if not all is read yet."""
         poll = select.poll()
         poll.register(self._descriptor, _GONE)
+        if self._wire is not None:
+            # Bytes of a client that is gone may still be on their way to us.
+            poll.register(self._wire.fileno(), _GONE)
         return bool(poll.poll(0))
 
     def _shut_down(self) -> None:
@@ -104,5 +119,7 @@ class ClientSocket:
             self._loop.remove_writer(self._descriptor)
             self._writing = False
         self._sock.close()
+        if self._wire is not None:
+            self._wire.close()
         self._leftover = b""
         self._replies.discard()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from nbdserver import limits
+from nbdserver.admission import TlsMode
 from nbdserver.limits import LimitInvalid, Limits
 from nbdserver.protocol import NBD_DEFAULT_PORT, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX
+from nbdserver.tls import TlsServerFiles
 
 DESCRIPTION: Final = """\
 Serve files and block devices over NBD, the network block device protocol. Each FILE becomes one
@@ -35,13 +37,21 @@ examples:
   systemd-socket-activate -l 10809 python -m nbdserver disk.img
       listening sockets may be inherited instead (LISTEN_FDS)
 
-There is no encryption and no password: whoever reaches a socket can use what is exported there.
-A Unix socket is open to the user and the group that started this; use --listen on loopback or on a
-network that you trust.
+  python -m nbdserver disk.img --listen 0.0.0.0 --tls required --tls-certificates /etc/nbd \\
+                      --tls-verify-clients --client backup
+      TLS 1.3 only, and only for clients with a certificate of backup:
+      nbdinfo 'nbds://server.example/?tls-certificates=/home/backup/certificates'
+
+Without --tls nothing is encrypted, and whoever reaches a socket can use what is exported there: use
+--listen on loopback or on a network that you trust. A Unix socket is open to the user and the group
+that started this; clients may begin TLS there, but are never made to.
 
 signals: SIGTERM and SIGINT answer what was received and end; SIGUSR1 prints counters.
 exit status: 0 stopped, 2 usage, 8 a file or an address cannot be used, 9 permission.
 """
+
+#: In the folder of --tls-certificates: of this server, its key, and of the clients' authority.
+CERTIFICATE_FILES: Final = ("server-cert.pem", "server-key.pem", "ca-cert.pem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,15 @@ class Served:
     name: str
     path: Path
     read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """What is said of TLS. `clients` are, by an export's name, the certificates that it is for."""
+
+    mode: TlsMode = TlsMode.OFF
+    files: TlsServerFiles | None = None
+    clients: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +91,7 @@ class Settings:
     description: str
     block_sizes: BlockSizes
     limits: Limits
+    encryption: Encryption
     verbose: bool
 
 
@@ -145,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--listen", metavar="HOST:PORT", action="append", default=[], type=parse_address,
         help=f"TCP; port 0 chooses one, the default is {NBD_DEFAULT_PORT}; may be repeated",
     )  # fmt: skip
+    _add_encryption(parser)
     bounds = parser.add_argument_group("what clients may have")
     bounds.add_argument(
         "--limit", metavar="NAME=VALUE", action="append", default=[], type=parse_limit,
@@ -155,6 +176,70 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="log every client")
     return parser
+
+
+def _add_encryption(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("encryption (TLS 1.3) and who may use what")
+    group.add_argument(
+        "--tls", choices=[mode.value for mode in TlsMode], default=TlsMode.OFF.value,
+        help="whether clients may begin TLS, or must if they come by TCP; default off",
+    )  # fmt: skip
+    group.add_argument(
+        "--tls-certificates", metavar="DIR", type=Path,
+        help=f"a folder with {', '.join(CERTIFICATE_FILES)}, as qemu and nbdkit have it",
+    )  # fmt: skip
+    for name, text in (
+        ("cert", "this server's certificate"),
+        ("key", "its key"),
+        ("ca", "the certificate of the authority that clients' certificates are of"),
+    ):
+        group.add_argument(f"--tls-{name}", metavar="FILE", type=Path, help=f"{text} (PEM)")
+    group.add_argument(
+        "--tls-verify-clients", action="store_true",
+        help="every client that begins TLS must show a certificate of the authority",
+    )  # fmt: skip
+    group.add_argument(
+        "--client", metavar="[EXPORT=]NAME", action="append", default=[], type=parse_client,
+        help="an export, or each, is only for clients with a certificate of NAME (an alternative "
+        "name, or the common name if there is none); may be repeated",
+    )  # fmt: skip
+
+
+def parse_client(text: str) -> tuple[str | None, str]:
+    """[EXPORT=]NAME as (export, name)."""
+    export, equals, name = text.rpartition("=")
+    return (export if equals else None), name
+
+
+def _encryption(
+    parser: argparse.ArgumentParser, parsed: argparse.Namespace, names: Sequence[str]
+) -> Encryption:
+    """What is asked for. Exits with 2 on mistakes."""
+    mode = TlsMode(parsed.tls)
+    given = [parsed.tls_cert, parsed.tls_key, parsed.tls_ca]
+    if mode is TlsMode.OFF:
+        if any(given) or parsed.tls_certificates or parsed.tls_verify_clients or parsed.client:
+            parser.error("certificates and clients' names need --tls allowed or --tls required")
+        return Encryption()
+    if parsed.tls_certificates is not None:
+        found = [parsed.tls_certificates / name for name in CERTIFICATE_FILES]
+        given = [each or default for each, default in zip(given, found, strict=True)]
+    certificate, key, authority = given
+    if certificate is None or key is None:
+        parser.error("--tls needs --tls-certificates DIR, or --tls-cert and --tls-key")
+    if parsed.tls_verify_clients and authority is None:
+        parser.error("--tls-verify-clients needs --tls-ca or --tls-certificates")
+    if parsed.client and not parsed.tls_verify_clients:
+        parser.error("--client needs --tls-verify-clients: a name that is not verified is nobody's")
+    asked = str(authority) if parsed.tls_verify_clients else ""
+    files = TlsServerFiles(str(certificate), str(key), asked)
+    clients: dict[str, list[str]] = {}
+    for export, name in parsed.client:
+        if export is not None and export not in names:
+            parser.error(f"--client is for the export {export!r}, which is not served")
+        for each in names if export is None else [export]:
+            clients.setdefault(each, []).append(name)
+    return Encryption(mode, files, clients)
 
 
 def parse_arguments(
@@ -202,5 +287,6 @@ def parse_arguments(
         parsed.description,
         parsed.block_size,
         chosen,
+        _encryption(parser, parsed, names),
         parsed.verbose,
     )

@@ -61,7 +61,8 @@ class State(Enum):
 class Connection(AnsweringHalf):
     """Drives `sock` for `export`; the connection owns the socket and closes it.
 
-    `leftover` is what was received beyond the handshake. `on_idle` is called once, when the
+    `leftover` is what was received beyond the handshake; `wire` is the client's own connection if
+    `sock` carries what another process decrypts of it. `on_idle` is called once, when the
     connection is closed and none of its requests is in flight any more. `tells_holes` says whether
     a READ may be answered with holes told apart, so that looking for them is worth it.
     """
@@ -101,10 +102,11 @@ class Connection(AnsweringHalf):
         budget: ByteBudget | None = None,
         terms: Terms | None = None,
         counters: TransmissionCounters | None = None,
+        wire: socket.socket | None = None,
     ) -> None:
         terms = terms or Terms()
         replies = _QUEUES[terms.style]()
-        super().__init__(loop, sock, leftover, replies, budget or ByteBudget())
+        super().__init__(loop, sock, leftover, replies, budget or ByteBudget(), wire)
         self.export = export
         self.peer_name = peer_name
         self.on_idle: Callable[[Connection], None] | None = None

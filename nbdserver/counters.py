@@ -26,6 +26,9 @@ class HandshakeCounters:
     dropped: int = 0  # broke a rule
     timed_out: int = 0
     over_limit: int = 0  # turned away because a limit was reached
+    tls_refused: int = 0  # asked for TLS and did not get through its handshake
+    encrypted: int = 0  # got through it, however it went on
+    tls_proxies_lost: int = 0  # processes that ended with their clients
 
 
 class End(Enum):

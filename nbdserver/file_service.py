@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from nbdserver.admission import Credentials, TlsMode, refusal
 from nbdserver.buffers import ByteBudget
 from nbdserver.connection import Connection
 from nbdserver.counters import TransmissionCounters
@@ -23,6 +24,7 @@ from nbdserver.limits import Limits
 from nbdserver.protocol import Option, Reply
 from nbdserver.server import Server
 from nbdserver.succession import Succession
+from nbdserver.tls import TlsServerFiles
 
 DRAIN_S: Final = 10.0  # for clients to take their last replies
 
@@ -39,16 +41,21 @@ class _Exported:
 class FileService:
     """Serves files; `server` is the front to add listeners to. Raises ValueError for equal names.
 
-    A client that names no export gets the only one there is.
+    A client that names no export gets the only one there is. `clients` are, by an export's name,
+    the names of the certificates for which it is; for everybody's if there are none.
     """
 
     def __init__(
         self,
         exports: Sequence[tuple[ExportInfo, FileBackend]],
         limits: Limits | None = None,
+        tls: TlsMode = TlsMode.OFF,
+        tls_files: TlsServerFiles | None = None,
+        clients: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._limits = limits or Limits()
-        self.server = Server(self, self._begin, self._limits)
+        self._clients = clients or {}
+        self.server = Server(self, self._begin, self._limits, tls, tls_files)
         self.counters = TransmissionCounters()
         self._budget = ByteBudget(self._limits.total_bytes)
         self._changed = asyncio.Event()
@@ -66,22 +73,29 @@ class FileService:
         each = (exported.succession.connections for exported in self._exports.values())
         return set().union(*each)
 
-    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
+    async def find(self, name: str, option: Option, client: Credentials) -> ExportInfo | Refusal:
         """The export, once nobody who left it can act any more if the client is to begin."""
         exported = self._exports.get(name)
         if exported is None and not name and len(self._exports) == 1:
             (exported,) = self._exports.values()
         if exported is None:
-            names = ", ".join(ascii(each) for each in self._exports)
+            names = ", ".join(ascii(each) for each, _ in await self.list(client))
             return Refusal(Reply.ERR_UNKNOWN, f"no export {name!a} is here; there are: {names}")
+        refused = refusal(client, self._clients.get(exported.export.name, ()))
+        if refused is not None:
+            return refused
         if option in (Option.GO, Option.EXPORT_NAME):
             await exported.succession.clear()
         return exported.export
 
-    async def list(self) -> Sequence[tuple[str, str]]:
-        """All exports."""
+    async def list(self, client: Credentials) -> Sequence[tuple[str, str]]:
+        """All exports that are for this client."""
         exports = [exported.export for exported in self._exports.values()]
-        return [(export.name, export.description) for export in exports]
+        return [
+            (export.name, export.description)
+            for export in exports
+            if refusal(client, self._clients.get(export.name, ())) is None
+        ]
 
     def totals(self) -> dict[str, dict[str, int]]:
         """What happened since the start: counters and the present numbers of clients."""
@@ -111,11 +125,14 @@ class FileService:
             await self._wait_until(lambda: not self.connections)
         for exported in self._exports.values():
             exported.backend.close()
+        await self.server.end_tls()
 
     def _living(self) -> Iterable[Connection]:
         return (each for each in self.connections if not each.closed)
 
-    def _begin(self, sock: socket.socket, agreed: Agreed, peer_name: str) -> None:
+    def _begin(
+        self, sock: socket.socket, agreed: Agreed, peer_name: str, wire: socket.socket | None
+    ) -> None:
         exported = self._exports[agreed.export.name]
         connection = Connection(
             asyncio.get_running_loop(),
@@ -128,6 +145,7 @@ class FileService:
             self._budget,
             agreed.terms,
             self.counters,
+            wire,
         )
         exported.succession.begin(connection)
 

@@ -8,19 +8,20 @@ until it may be served) later bytes are only collected, up to a bound.
 Driving it:
 
     handshake.receive_data(received)
-    while event := handshake.next_event(): ...   # answer ExportAsked and ListAsked
+    while event := handshake.next_event(): ...   # answer ExportAsked, ListAsked and TlsAsked
     send(handshake.data_to_send())
 
 Options that this server does not know are refused with their data consumed, so that the next one
 parses; to add one, add a row to `_OPTION_METHODS`. Whatever could be announced in a length is
 bounded before anything waits for it; `option_data.py` takes the data apart.
 
-What was negotiated so far is one object, `_Negotiated`. TLS, once there is a STARTTLS that
-succeeds, replaces it by a new one and must find `_received` empty: nothing that came in plaintext
-may count afterwards.
+What was negotiated so far is one object, `_Negotiated`. STARTTLS replaces it by a new one, and a
+client that has sent anything beyond its STARTTLS by then is dropped: nothing that came in
+plaintext, from the client or from somebody between, counts afterwards. The greeting is not
+repeated.
 
-Spec: proto.md, "Fixed newstyle negotiation", "Option types", "Option reply types"; its branch
-extension-ext-header for EXTENDED_HEADERS.
+Spec: proto.md, "Fixed newstyle negotiation", "Option types", "Option reply types", "TLS support";
+its branch extension-ext-header for EXTENDED_HEADERS.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from enum import Enum, auto
 from typing import Final
 
 from nbdserver import contexts
+from nbdserver.admission import TlsMode
 from nbdserver.errors import HandshakeViolation, LocalError
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.limits import Limits
@@ -95,7 +97,12 @@ class Ended:
     reason: str
 
 
-Event = ExportAsked | ListAsked | Agreed | Ended
+@dataclass(frozen=True, slots=True)
+class TlsAsked:
+    """Send the data to send, begin TLS, and answer with `secured()`, or close."""
+
+
+Event = ExportAsked | ListAsked | TlsAsked | Agreed | Ended
 
 
 class State(Enum):
@@ -104,6 +111,7 @@ class State(Enum):
     CLIENT_FLAGS = auto()
     OPTION = auto()
     ANSWER = auto()  # the driver's
+    TLS = auto()  # nothing of the client's may be received in this state
     OVER = auto()
 
 
@@ -134,6 +142,8 @@ class _Negotiated:
         return Terms(self.style, tuple(chosen))
 
 
+#: What a client may say before TLS where that is required.
+_BEFORE_TLS: Final = (Option.STARTTLS, Option.ABORT)
 _EXPORT_OPTIONS: Final = (
     Option.EXPORT_NAME,
     Option.INFO,
@@ -146,8 +156,10 @@ _EXPORT_OPTIONS: Final = (
 class Handshake:
     """One client's negotiation, from the greeting to `Agreed` or `Ended`."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, tls: TlsMode = TlsMode.OFF) -> None:
         self._limits = limits or Limits()
+        self._tls = tls
+        self._secured = False
         self._received = bytearray()
         self._outgoing = bytearray(
             GREETING.pack(NBD_MAGIC, NBD_OPTION_MAGIC, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)
@@ -167,8 +179,8 @@ class Handshake:
 
     def receive_data(self, received: bytes | bytearray | memoryview) -> None:
         """Take bytes from the client. Raises HandshakeViolation if it broke a rule."""
-        if self._state is State.OVER:
-            raise LocalError("bytes given to a handshake that is over")
+        if self._state in (State.OVER, State.TLS):
+            raise LocalError(f"bytes given to a handshake in state {self._state.name}")
         self._received += received
         self._advance()
 
@@ -241,6 +253,15 @@ class Handshake:
         self._reply(question.option, Reply.ACK)
         self._advance()
 
+    def secured(self) -> None:
+        """Answer `TlsAsked`: whatever comes from now on was encrypted."""
+        if self._state is not State.TLS:
+            raise LocalError("TLS that the client did not ask for")
+        assert not self._received, "plaintext is never carried over the upgrade"
+        self._secured = True
+        self._negotiated = _Negotiated()
+        self._state = State.OPTION
+
     # Parsing.
 
     def _advance(self) -> None:
@@ -286,11 +307,20 @@ class Handshake:
         option_data = bytes(self._received[OPTION_HEADER.size : end])
         del self._received[:end]
         method = _OPTION_METHODS.get(number)
-        if method is None:
+        if self._tls is TlsMode.REQUIRED and not self._secured and number not in _BEFORE_TLS:
+            self._demand_tls(number)
+        elif method is None:
             self._refuse(number, Reply.ERR_UNSUP, "this server does not support the option")
         else:
             method(self, Option(number), option_data)
         return True
+
+    def _demand_tls(self, number: int) -> None:
+        """Refuse anything that would tell, or take, something in plaintext."""
+        if number == Option.EXPORT_NAME:
+            self._end("named an export without TLS, which is required")
+        else:
+            self._refuse(number, Reply.ERR_TLS_REQD, "this server requires TLS")
 
     def _export_name(self, option: Option, option_data: bytes) -> None:
         if self._negotiated.style is ReplyStyle.EXTENDED:
@@ -306,8 +336,19 @@ class Handshake:
             self._ask(_Question(option))
 
     def _starttls(self, option: Option, option_data: bytes) -> None:
-        if self._has_no_data(option, option_data):
+        if not self._has_no_data(option, option_data):
+            return
+        if self._secured:
+            self._refuse(option, Reply.ERR_INVALID, "TLS has begun already")
+        elif self._tls is TlsMode.OFF:
             self._refuse(option, Reply.ERR_UNSUP, "this listener does not offer TLS")
+        elif self._received:
+            # It may have been put there by somebody between, to be taken for the client's later.
+            raise HandshakeViolation("sent plaintext behind NBD_OPT_STARTTLS")
+        else:
+            self._reply(option, Reply.ACK)
+            self._state = State.TLS
+            self._events.append(TlsAsked())
 
     def _info_or_go(self, option: Option, option_data: bytes) -> None:
         try:

@@ -37,6 +37,7 @@ class Limits:
     total_bytes: int = _limit(
         256 << 20, 64 << 20, 1 << 40, "payloads, reads and unsent replies of all clients together"
     )
+    tls_proxies: int = _limit(2, 1, 64, "processes that encrypt, each for its share of clients")
     # One client's handshake.
     handshake_deadline_s: float = _limit(10.0, 0.05, 3600, "for a handshake, its waits aside")
     options: int = _limit(1000, 8, 1_000_000, "options in one handshake")

@@ -39,13 +39,18 @@ def prepare_client_socket(sock: socket.socket, limits: Limits | None = None) -> 
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if limits.half_open_s:
             _watch_for_half_open(sock, limits.half_open_s)
+    grow_send_buffer(sock, SEND_BUFFER_BYTES)
+
+
+def grow_send_buffer(sock: socket.socket, size_bytes: int) -> None:
+    """Let the kernel hold so much of what is sent, as far as it permits. Raises OSError."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size_bytes)
     except PermissionError:
         # What an ordinary user gets is cut to net.core.wmem_max. For TCP the kernel's own
         # growth, which setting any size would switch off, then reaches further.
-        if not is_tcp:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
 
 
 def _watch_for_half_open(sock: socket.socket, after_s: float) -> None:

@@ -5,6 +5,10 @@ non-blocking socket and every byte received beyond the handshake go to `on_agree
 them here or pass them to another process; the front has then forgotten the client, and
 `client_gone()` tells it that the place is free. No stream object ever buffers a client's bytes.
 
+A client that begins TLS goes on over the plaintext socket that a proxy process gives for it
+(`tls_proxies.py`); what is handed on then is that socket, with the client's connection beside it to
+see when the client is gone. Clients on a Unix socket may begin TLS, but need not.
+
 While `Lookup.find` has not answered, the deadline stands still: an export may be held for as long
 as its owner likes, and a client that hangs up meanwhile cancels the question.
 """
@@ -12,17 +16,20 @@ as its owner likes, and a client that hangs up meanwhile cancels the question.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from nbdserver.admission import Credentials, TlsMode
 from nbdserver.client_log import client_log
 from nbdserver.counters import HandshakeCounters
 from nbdserver.errors import ClientError
 from nbdserver.export import ExportInfo, Refusal
-from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked
+from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked, TlsAsked
 from nbdserver.limits import Limits
 from nbdserver.listening import (
     UNIX_SOCKET_MODE,
@@ -32,6 +39,8 @@ from nbdserver.listening import (
     prepare_client_socket,
 )
 from nbdserver.protocol import Option, Reply
+from nbdserver.tls import TlsRefused, TlsServerFiles
+from nbdserver.tls_proxies import TlsProxies
 
 log = logging.getLogger("nbdserver")
 
@@ -39,21 +48,22 @@ RECEIVE_BYTES = 16 << 10
 ACCEPT_RETRY_S = 0.5  # after the process ran out of descriptors or memory
 
 T = TypeVar("T")
-#: The client's socket, what was agreed, and the client's name for logs.
-OnAgreed = Callable[[socket.socket, Agreed, str], None]
+#: The client's socket, what was agreed, the client's name for logs, and its wire: the connection
+#: that it came by where the socket is only the plaintext of that, else None.
+OnAgreed = Callable[[socket.socket, Agreed, str, socket.socket | None], None]
 
 
 class Lookup(Protocol):
     """Who knows the exports. Both methods may be cancelled when the client goes away."""
 
-    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
+    async def find(self, name: str, option: Option, client: Credentials) -> ExportInfo | Refusal:
         """The export called `name` ("" is the default one), now or when it may be served.
 
         `option` is what asks: GO and EXPORT_NAME begin transmission, the others only want to know.
         """
 
-    async def list(self) -> Sequence[tuple[str, str]]:
-        """(name, description) of every export that a client may see."""
+    async def list(self, client: Credentials) -> Sequence[tuple[str, str]]:
+        """(name, description) of every export that this client may see."""
 
 
 class ClientLeft(Exception):
@@ -63,7 +73,15 @@ class ClientLeft(Exception):
 class Server:
     """Listens, negotiates, hands on. All methods belong to the thread of the running loop."""
 
-    def __init__(self, lookup: Lookup, on_agreed: OnAgreed, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        on_agreed: OnAgreed,
+        limits: Limits | None = None,
+        tls: TlsMode = TlsMode.OFF,
+        tls_files: TlsServerFiles | None = None,
+    ) -> None:
+        assert (tls is TlsMode.OFF) == (tls_files is None), "TLS and its files come together"
         self.counters = HandshakeCounters()
         self.handshakes = 0
         self.held = 0
@@ -75,6 +93,13 @@ class Server:
         #: Where clients connect.
         self.sockets: list[socket.socket] = []
         self._unix_paths: list[tuple[Path, int]] = []
+        self.tls = tls
+        self._proxies: TlsProxies | None = None
+        if tls_files is not None:
+            processes = self._limits.tls_proxies
+            deadline_s = self._limits.handshake_deadline_s
+            self._proxies = TlsProxies(tls_files, deadline_s, processes, self._proxy_lost)
+            self._proxies.start()
 
     def listen_unix(self, path: Path, mode: int = UNIX_SOCKET_MODE) -> None:
         """Accept clients on a Unix socket. Raises ListenError."""
@@ -115,6 +140,21 @@ class Server:
                 path.unlink()
         self._unix_paths.clear()
 
+    async def end_tls(self) -> None:
+        """End the TLS proxies, and with them every client of theirs that is still connected; to be
+        called when the sockets handed on are closed."""
+        if self._proxies is not None:
+            await self._proxies.close()
+
+    @property
+    def tls_proxy_pids(self) -> list[int]:
+        """The processes that encrypt now."""
+        return self._proxies.pids if self._proxies is not None else []
+
+    def _proxy_lost(self, why: str) -> None:
+        self.counters.tls_proxies_lost += 1
+        log.error("%s", why)
+
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -150,28 +190,31 @@ class Server:
             self._start(self._negotiate(sock))
 
     async def _negotiate(self, sock: socket.socket) -> None:
-        peer_name = client_address(sock)
+        negotiation = _Negotiation(self, sock, client_address(sock))
         agreed: Agreed | None = None
         try:
             prepare_client_socket(sock, self._limits)
-            agreed = await _Negotiation(self, sock, peer_name).run()
+            agreed = await negotiation.run()
         except TimeoutError:
             self.counters.timed_out += 1
-            client_log.warning("%s: dropped: the handshake took too long", peer_name)
+            client_log.warning("%s: dropped: the handshake took too long", negotiation.peer_name)
+        except TlsRefused as error:
+            self.counters.tls_refused += 1
+            client_log.warning("%s: dropped: %s", negotiation.peer_name, error)
         except ClientError as error:
             self.counters.dropped += 1
-            client_log.warning("%s: dropped: %s", peer_name, error)
+            client_log.warning("%s: dropped: %s", negotiation.peer_name, error)
         except (ClientLeft, OSError) as error:
             self.counters.ended += 1
-            log.debug("%s: left during the handshake: %s", peer_name, error)
+            log.debug("%s: left during the handshake: %s", negotiation.peer_name, error)
         finally:
             self.handshakes -= 1
             if agreed is None:
-                sock.close()
+                negotiation.close()
         if agreed is not None:
             self.counters.agreed += 1
             self.clients += 1
-            self._on_agreed(sock, agreed, peer_name)
+            self._on_agreed(negotiation.sock, agreed, negotiation.peer_name, negotiation.wire)
 
 
 class _Negotiation:
@@ -180,16 +223,20 @@ class _Negotiation:
     def __init__(self, server: Server, sock: socket.socket, peer_name: str) -> None:
         self._server = server
         self._limits = server._limits
-        self._sock = sock
-        self._peer_name = peer_name
+        #: What is spoken on, and the connection below it once that is encrypted.
+        self.sock = sock
+        self.wire: socket.socket | None = None
+        self.peer_name = peer_name
+        local = sock.family == socket.AF_UNIX
+        self._credentials = Credentials(local)
         self._loop = asyncio.get_running_loop()
-        self._handshake = Handshake(self._limits)
+        self._handshake = Handshake(self._limits, server.tls.towards(local=local))
         self._left_s = self._limits.handshake_deadline_s
 
     async def run(self) -> Agreed | None:
         """The agreement, or None if client and server parted by the rules.
 
-        Raises ClientError, ClientLeft, OSError of the socket, TimeoutError.
+        Raises ClientError (TlsRefused is one), ClientLeft, OSError of the socket, TimeoutError.
         """
         handshake = self._handshake
         while True:
@@ -197,16 +244,42 @@ class _Negotiation:
             if isinstance(event, ExportAsked):
                 await self._answer_export(event)
             elif isinstance(event, ListAsked):
-                handshake.listed(await self._while_connected(self._server._lookup.list()))
+                question = self._server._lookup.list(self._credentials)
+                handshake.listed(await self._while_connected(question))
             await self._send()
+            if isinstance(event, TlsAsked):
+                await self._begin_tls()
             if isinstance(event, Agreed):
                 return event
             if isinstance(event, Ended):
                 self._server.counters.ended += 1
-                log.debug("%s: %s", self._peer_name, event.reason)
+                log.debug("%s: %s", self.peer_name, event.reason)
                 return None
             if event is None:
                 await self._receive()
+
+    def close(self) -> None:
+        """The client gets nothing. Its connection ends even while a TLS proxy has a part in it."""
+        self.sock.close()
+        if self.wire is not None:
+            self.wire.close()
+
+    async def _begin_tls(self) -> None:
+        proxies = self._server._proxies
+        assert proxies is not None, "the handshake offers TLS only where there is some"
+        try:
+            plain, credentials = await self._in_time(proxies.secure(self.sock))
+        except (TimeoutError, asyncio.CancelledError):
+            # The proxy has a descriptor of it, too, and need not wait for its own deadline.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
+            raise
+        self._server.counters.encrypted += 1
+        self.sock, self.wire = plain, self.sock
+        self._credentials = dataclasses.replace(credentials, local=self._credentials.local)
+        if credentials.names:
+            self.peer_name += f" ({credentials.shown})"
+        self._handshake.secured()
 
     async def _answer_export(self, asked: ExportAsked) -> None:
         server = self._server
@@ -216,7 +289,7 @@ class _Negotiation:
                 Reply.ERR_POLICY, f"{server.held} clients are waiting already; try again later"
             )
         else:
-            question = server._lookup.find(asked.name, asked.option)
+            question = server._lookup.find(asked.name, asked.option, self._credentials)
             answer = await self._while_connected(question)
         begins = asked.option in (Option.GO, Option.EXPORT_NAME)
         if begins and isinstance(answer, ExportInfo) and server.clients >= self._limits.clients:
@@ -227,9 +300,7 @@ class _Negotiation:
         if isinstance(answer, ExportInfo):
             self._handshake.found(answer)
         else:
-            client_log.info(
-                "%s: refused %s: %s", self._peer_name, ascii(asked.name), answer.message
-            )
+            client_log.info("%s: refused %s: %s", self.peer_name, ascii(asked.name), answer.message)
             self._handshake.refuse(answer)
 
     async def _while_connected(self, question: Coroutine[Any, Any, T]) -> T:
@@ -239,7 +310,7 @@ class _Negotiation:
 
         def on_readable() -> None:
             try:
-                received = self._sock.recv(RECEIVE_BYTES)
+                received = self.sock.recv(RECEIVE_BYTES)
                 if not received:
                     raise ClientLeft("it hung up before its export was there")
                 self._handshake.receive_data(received)
@@ -247,11 +318,11 @@ class _Negotiation:
                 return
             except (ClientLeft, ClientError, OSError) as error:
                 trouble.append(error)
-                self._loop.remove_reader(self._sock.fileno())
+                self._loop.remove_reader(self.sock.fileno())
                 task.cancel()
 
         self._server.held += 1
-        self._loop.add_reader(self._sock.fileno(), on_readable)
+        self._loop.add_reader(self.sock.fileno(), on_readable)
         try:
             return await task
         except asyncio.CancelledError:
@@ -260,7 +331,7 @@ class _Negotiation:
             raise
         finally:
             self._server.held -= 1
-            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_reader(self.sock.fileno())
             task.cancel()
 
     async def _receive(self) -> None:
@@ -271,13 +342,13 @@ class _Negotiation:
                 readable.set_result(None)
 
         # The loop's own sock_recv may lose what it received when it is cancelled by a deadline.
-        self._loop.add_reader(self._sock.fileno(), on_readable)
+        self._loop.add_reader(self.sock.fileno(), on_readable)
         try:
             await self._in_time(readable)
         finally:
-            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_reader(self.sock.fileno())
         try:
-            received = self._sock.recv(RECEIVE_BYTES)
+            received = self.sock.recv(RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         if not received:
@@ -287,11 +358,12 @@ class _Negotiation:
     async def _send(self) -> None:
         outgoing = self._handshake.data_to_send()
         if outgoing:
-            await self._in_time(self._loop.sock_sendall(self._sock, outgoing))
+            await self._in_time(self._loop.sock_sendall(self.sock, outgoing))
 
-    async def _in_time(self, step: asyncio.Future[None] | Coroutine[Any, Any, None]) -> None:
+    async def _in_time(self, step: asyncio.Future[T] | Coroutine[Any, Any, T]) -> T:
         """Wait for the client, on its own time."""
         begun_s = self._loop.time()
         async with asyncio.timeout(self._left_s):
-            await step
+            done = await step
         self._left_s -= self._loop.time() - begun_s
+        return done

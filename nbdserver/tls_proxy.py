@@ -1,8 +1,8 @@
 """`python -m nbdserver.tls_proxy`: a process that turns TLS into plaintext for a server.
 
 Gets client sockets over a channel, shakes hands on each, answers with one end of a socket pair and
-the client's identity, and then carries bytes between the two until either side ends. Knows nothing
-of NBD, keeps no more than two buffers a direction and client, and ends when the channel does.
+the client's names, and then lets a `Relay` carry bytes between the two until either side ends.
+Knows nothing of NBD. Ends after the channel does: with what is under way finished, but soon.
 """
 
 from __future__ import annotations
@@ -17,69 +17,17 @@ import signal
 import socket
 import ssl
 import sys
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from nbdserver.tls import PACKET_BYTES_MAX, TlsServerFiles, server_context
+from nbdserver.listening import SEND_BUFFER_BYTES, grow_send_buffer
+from nbdserver.tls import TlsServerFiles, reason_of, server_context
+from nbdserver.tls_proxies import DRAIN_S, PACKET_BYTES_MAX
+from nbdserver.tls_relay import Relay
 
-BUFFER_BYTES = 256 << 10
-_PR_SET_PDEATHSIG = 1
-
-
-class _End(asyncio.BufferedProtocol):
-    """One side of a relay. What it receives is written to the other side, which may say stop."""
-
-    def __init__(self) -> None:
-        self.other: _End | None = None
-        self.transport: asyncio.Transport | None = None
-        #: Received before there was another side.
-        self._early = b""
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=BUFFER_BYTES)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        other = self.other
-        if other is not None and other.transport is not None:
-            other.transport.write(bytes(self._view[:nbytes]))
-        elif self.transport is not None:
-            self._early += bytes(self._view[:nbytes])
-            self.transport.pause_reading()
-
-    def join(self, other: _End) -> None:
-        """From now on what either side receives goes to the other."""
-        self.other, other.other = other, self
-        if self._early and other.transport is not None:
-            other.transport.write(self._early)
-            self._early = b""
-        if self.transport is not None:
-            self.transport.resume_reading()
-
-    def eof_received(self) -> bool:
-        other = self.other
-        if other is not None and other.transport is not None and other.transport.can_write_eof():
-            # The server answers what it has and closes; until then the client is written to.
-            other.transport.write_eof()
-            return True
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        other, self.other, self.transport = self.other, None, None
-        if other is not None and other.transport is not None:
-            other.transport.close()
-
-    def pause_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.resume_reading()
+_PR_SET_PDEATHSIG: Final = 1
+#: Names of one certificate that are passed on; nobody needs more, and a packet has an end.
+NAMES_MAX: Final = 64
+NAME_CHARACTERS_MAX: Final = 255
 
 
 class Proxy:
@@ -93,7 +41,8 @@ class Proxy:
         self._files = TlsServerFiles(**fields)
         self._loop = loop
         self._channel = channel
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._relays: set[Relay] = set()
+        self._ending = False
         self.finished: asyncio.Future[None] = loop.create_future()
         channel.setblocking(False)
         loop.add_reader(channel.fileno(), self._readable)
@@ -106,68 +55,82 @@ class Proxy:
         except OSError:
             data, fds = b"", []
         if not data:
-            self._loop.remove_reader(self._channel.fileno())
-            if not self.finished.done():
-                self.finished.set_result(None)
+            self._end()
             return
         number = int(data)
-        if not fds:
+        if fds:
+            self._take(number, socket.socket(fileno=fds[0]))
+        else:
             self._answer({"number": number, "error": "the client's descriptor did not arrive"})
-            return
-        task = self._loop.create_task(self._client(number, socket.socket(fileno=fds[0])))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
-    async def _client(self, number: int, sock: socket.socket) -> None:
+    def _take(self, number: int, client: socket.socket) -> None:
         try:
             # Anew for each client, so that renewed certificates are used without a restart.
             context = server_context(self._files)
-            secured = await self._shake_hands(sock, context)
-        except (OSError, TimeoutError) as error:
-            sock.close()
-            self._answer({"number": number, "error": f"the TLS handshake failed: {_reason(error)}"})
+        except OSError as error:
+            client.close()
+            self._answer({"number": number, "error": f"no certificate: {reason_of(error)}"})
             return
+
+        def shaken(relay: Relay, failure: str) -> None:
+            deadline.cancel()
+            if failure:
+                self._answer({"number": number, "error": f"the TLS handshake failed: {failure}"})
+            else:
+                self._begin(number, relay)
+
+        relay = Relay(self._loop, client, context, shaken, self._ended)
+        deadline = self._loop.call_later(self._handshake_s, relay.close, "it took too long")
+        self._relays.add(relay)
+
+    def _begin(self, number: int, relay: Relay) -> None:
         near, far = socket.socketpair()
         with far:
-            plain = _End()
-            await self._loop.create_unix_connection(lambda: plain, sock=near)
-            if secured.transport is None:
-                near.close()
-                self._answer({"number": number, "error": "the client left after its handshake"})
-                return
-            session = secured.transport.get_extra_info("ssl_object")
-            self._answer({"number": number} | _identity(session), far)
-            secured.join(plain)
+            for end in (near, far):
+                grow_send_buffer(end, SEND_BUFFER_BYTES)
+            relay.join(near)
+            if not self._answer({"number": number} | identity_of(relay.session), far):
+                relay.close()
 
-    async def _shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> _End:
-        end = _End()
-        sock.setblocking(False)
-        await self._loop.connect_accepted_socket(
-            lambda: end, sock, ssl=context, ssl_handshake_timeout=self._handshake_s
-        )
-        return end
+    def _ended(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        if self._ending and not self._relays:
+            self._finish()
 
-    def _answer(self, said: dict[str, Any], plain: socket.socket | None = None) -> None:
+    def _end(self) -> None:
+        self._loop.remove_reader(self._channel.fileno())
+        self._ending = True
+        if self._relays:
+            self._loop.call_later(DRAIN_S, self._finish)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def _answer(self, said: dict[str, Any], plain: socket.socket | None = None) -> bool:
+        """Whether the server could be told."""
         fds = [plain.fileno()] if plain is not None else []
         try:
             socket.send_fds(self._channel, [json.dumps(said).encode()], fds)
         except OSError:
-            # The server is gone; the end of the channel says so, too.
-            return
+            # It is gone, which the channel's end says, or takes no answers; then this one is lost.
+            return False
+        return True
 
 
-def _identity(session: ssl.SSLObject) -> dict[str, Any]:
+def identity_of(session: ssl.SSLObject) -> dict[str, Any]:
+    """The names and the SHA-256 of the certificate that the client showed, empty for none."""
     raw = session.getpeercert(binary_form=True)
-    shown = session.getpeercert() or {}
+    shown: dict[str, Any] = session.getpeercert() or {}
     alternatives = cast(tuple[tuple[str, str], ...], shown.get("subjectAltName", ()))
     names = [value for kind, value in alternatives if kind in ("DNS", "URI", "email")]
+    if not alternatives:
+        subject = [field for fields in shown.get("subject", ()) for field in fields]
+        names = [value for kind, value in subject if kind == "commonName"]
+    names = [name for name in names if len(name) <= NAME_CHARACTERS_MAX][:NAMES_MAX]
     return {"names": names, "fingerprint": hashlib.sha256(raw).hexdigest() if raw else ""}
-
-
-def _reason(error: Exception) -> str:
-    """Say in small letters what OpenSSL says in capitals."""
-    reason = getattr(error, "reason", None)
-    return str(reason).lower().replace("_", " ") if reason else str(error) or "no answer in time"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -177,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--settings", required=True)
     arguments = parser.parse_args(argv)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         # The server decides; a signal to the whole process group is its alone.
         signal.signal(number, signal.SIG_IGN)
     loop = _new_event_loop()
@@ -189,14 +152,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    if os.environ.get("REPL_EVENT_LOOP") != "asyncio":
-        try:
-            import uvloop
-        except ImportError:
-            pass
-        else:
-            return uvloop.new_event_loop()
-    return asyncio.new_event_loop()
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 if __name__ == "__main__":

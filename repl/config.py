@@ -9,7 +9,6 @@ Nothing here creates, changes or opens a file for writing, or resolves a host na
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import re
 from collections.abc import Iterator
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbdserver import limits as nbd_limits
+from nbdserver.admission import TlsMode
 from nbdserver.limits import LimitInvalid, Limits
 from repl import units
+from repl.addresses import Address, parse_address
 from repl.errors import ConfigInvalid
 from repl.tls_files import TlsFiles, problem_of
 
@@ -37,46 +38,6 @@ BLOCK_BYTES = 4096
 RATE_BYTES_PER_S_MAX = 1 << 60
 STATE_DIR_DEFAULT = "/var/lib/repl"
 CONTROL_DEFAULT = "/run/repl/repld.sock"
-_WILDCARDS = frozenset({"0.0.0.0", "::"})
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A TCP address; `host` is a name or an IP address without brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """True when nothing sent there can leave this machine; a name is trusted only if known."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    @property
-    def is_wildcard(self) -> bool:
-        """True when listening there means listening on every address of the machine."""
-        return self.host in _WILDCARDS
-
-    def reaches(self, listener: Address) -> bool:
-        """Return whether dialing this address ends, by its text alone, at `listener`."""
-        if self.port != listener.port:
-            return False
-        if listener.is_wildcard or self.is_wildcard:
-            return self.is_loopback or self.is_wildcard
-        return _canonical_host(self.host) == _canonical_host(listener.host)
-
-    def collides(self, other: Address) -> bool:
-        """Return whether one machine cannot listen on both."""
-        same_host = _canonical_host(self.host) == _canonical_host(other.host)
-        return self.port == other.port and (same_host or self.is_wildcard or other.is_wildcard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +54,9 @@ class NodeSettings:
 class NbdSettings:
     """`when_secondary` is "refuse" or "hold": what an NBD client of a secondary gets.
 
+    With `tls` clients may, or over TCP must, begin TLS, and must then show a certificate of the
+    authority of `[tls]` unless `tls_verify_clients` is false.
+
     Limits on single clients hold for each; `clients` and `total_bytes` for each volume; those on
     handshakes and held clients for the node.
     """
@@ -101,6 +65,8 @@ class NbdSettings:
     listen: Address | None
     when_secondary: str
     limits: Limits = field(default_factory=Limits)
+    tls: TlsMode = TlsMode.OFF
+    tls_verify_clients: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +89,8 @@ class VolumeSettings:
     #: "continue" or "ask" when the peer is lost; bytes per second that copies have, 0 for no limit.
     alone: str = "continue"
     resync_rate_bytes_max: int = 0
+    #: Names of certificates that NBD clients over TCP must have one of; empty: any will do.
+    clients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,37 +150,6 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     return config
 
 
-def parse_address(text: str) -> Address:
-    """Return the address that "host:port" or "[v6]:port" means; ValueError carries a sentence."""
-    host, colon, port = text.rpartition(":")
-    form = f'{text!r} is not an address; write it like "10.0.0.2:7790" or "[fd00::2]:7790"'
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII):
-        raise ValueError(form)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError as failure:
-            raise ValueError(form) from failure
-    elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})", host, re.ASCII):
-        raise ValueError(form)
-    elif re.fullmatch(r"[0-9.]+", host):
-        try:
-            ipaddress.IPv4Address(host)
-        except ValueError as failure:
-            raise ValueError(form) from failure
-    if not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text!r}: the port must be 1 to 65535")
-    return Address(host, int(port))
-
-
-def _canonical_host(host: str) -> str:
-    try:
-        return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
-    except ValueError:
-        return host.lower()
-
-
 class _Reader:
     """Reads what the files say into settings; a value that breaks a rule becomes a placeholder.
 
@@ -239,6 +176,7 @@ class _Reader:
         self._check_peers(config)
         self._check_volumes(config)
         self._check_listeners(config)
+        self._check_nbd_tls(config)
         return config
 
     def _complain(self, path: KeyPath, sentence: str) -> None:
@@ -266,6 +204,8 @@ class _Reader:
             listen=self._address(("nbd", "listen"), table),
             when_secondary=table.get("when_secondary", "refuse"),
             limits=self._nbd_limits(),
+            tls=TlsMode(table.get("tls", "off")),
+            tls_verify_clients=table.get("tls_verify_clients", True),
         )
 
     def _nbd_limits(self) -> Limits:
@@ -336,6 +276,7 @@ class _Reader:
             preallocate=table.get("preallocate", False),
             alone=table.get("alone", "continue"),
             resync_rate_bytes_max=self._rate((*path, "resync_rate_limit"), table),
+            clients=tuple(table.get("clients") or ()),
         )
 
     def _timeouts(self) -> TimeoutSettings:
@@ -416,13 +357,34 @@ class _Reader:
             return None
         tls = "tls" in self._contents.values
         encrypted = tls and (path == ("node", "listen") or path[0] == "peers")
+        ways = "[node] insecure = true"
+        if path == ("nbd", "listen"):
+            encrypted = self._contents.table("nbd").get("tls") == "required"
+            ways += ', or [nbd] tls = "required"'
         if not address.is_loopback and not self._insecure and not encrypted:
             self._complain(
                 path,
                 f"{address} is beyond loopback: plaintext is only allowed on loopback "
-                "unless [node] insecure = true",
+                f"unless {ways}",
             )
         return address
+
+    def _check_nbd_tls(self, config: Config) -> None:
+        nbd = config.nbd
+        if nbd.tls is not TlsMode.OFF and "tls" not in self._contents.values:
+            self._complain(
+                ("nbd", "tls"), f'"{nbd.tls.value}" needs the certificates of a [tls] table'
+            )
+        for volume in config.volumes.values():
+            path = ("volumes", volume.name, "clients")
+            if volume.clients and nbd.tls is TlsMode.OFF:
+                self._complain(path, 'needs [nbd] tls = "required" (or "allowed")')
+            elif volume.clients and not nbd.tls_verify_clients:
+                self._complain(
+                    path, "needs [nbd] tls_verify_clients = true: else nobody has a name"
+                )
+            if not all(volume.clients):
+                self._complain(path, "a client's name is not empty")
 
     def _check_peers(self, config: Config) -> None:
         for peer in config.peers.values():

@@ -49,6 +49,8 @@ class _Nbd(_Table):
     socket: str | None = None
     listen: str | None = None
     when_secondary: Literal["refuse", "hold"] | None = None
+    tls: Literal["off", "allowed", "required"] | None = None
+    tls_verify_clients: bool | None = None
     limits: _NbdLimits | None = None  # type: ignore[valid-type]
 
 
@@ -65,6 +67,7 @@ class _Volume(_Table):
     preallocate: bool = False
     alone: Literal["continue", "ask"] | None = None
     resync_rate_limit: str | None = None
+    clients: list[str] | None = None
 
 
 class _Timeouts(_Table):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from repl.addresses import Address, parse_address
 from repl.cli.main import main
-from repl.config import Address, Config, TimeoutSettings, load_config, parse_address
+from repl.config import Config, TimeoutSettings, load_config
 from repl.errors import ConfigInvalid
 
 NODE = """

@@ -14,7 +14,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from repl.control.schema import JsonObject
 
 #: How a handshake or a connection ended, as their counters are called.
-HANDSHAKE_OUTCOMES: Final = ("agreed", "ended", "dropped", "timed_out", "over_limit")
+HANDSHAKE_OUTCOMES: Final = (
+    "agreed",
+    "ended",
+    "dropped",
+    "timed_out",
+    "over_limit",
+    "tls_refused",
+)
 CONNECTION_ENDS: Final = (
     "finished",
     "hung_up",
@@ -54,6 +61,18 @@ def _node_families(counters: JsonObject) -> Iterator[Metric]:
         outcomes.add_metric([outcome], counters[outcome])
     yield outcomes
     for name, text, key in (
+        ("repl_nbd_encrypted", "NBD clients that got through a TLS handshake.", "encrypted"),
+        (
+            "repl_nbd_tls_proxies_lost",
+            "TLS proxy processes that ended by themselves, with their clients.",
+            "tls_proxies_lost",
+        ),
+    ):
+        counter = CounterMetricFamily(name, text)
+        counter.add_metric([], counters[key])
+        yield counter
+    for name, text, key in (
+        ("repl_nbd_tls_proxies", "TLS proxy processes that run.", "tls_proxies"),
         ("repl_nbd_handshakes_in_progress", "NBD clients in their handshake.", "handshakes"),
         ("repl_nbd_held", "NBD clients that wait until their export may be served.", "held"),
     ):

@@ -33,7 +33,8 @@ class Backend(Protocol):
     async def status(self) -> JsonObject:
         """Return `{"node", "version", "nbd", "volumes": [...]}`, within a bounded time.
 
-        `nbd` says where the exports are: `socket` and `listen`, each a text or null.
+        `nbd` says where the exports are: `socket` and `listen`, each a text or null, and `tls`, the
+        word of the configuration for it.
         """
 
     def last_status(self) -> JsonObject:

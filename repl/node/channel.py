@@ -1,8 +1,8 @@
 """The message channel between the supervisor and one volume's worker; both ends use this class.
 
 Owns one non-blocking `AF_UNIX`/`SOCK_SEQPACKET` socket, its outgoing queue and the framing: one
-datagram is one UTF-8 JSON object of at most `MESSAGE_BYTES_MAX`, with at most one file descriptor
-beside it (SCM_RIGHTS). What the messages mean is not known here.
+datagram is one UTF-8 JSON object of at most `MESSAGE_BYTES_MAX`, with a few file descriptors
+beside it at most (SCM_RIGHTS). What the messages mean is not known here.
 
 It must never block: a worker that was stopped (SIGSTOP) stops reading, and its channel then fills
 up without delaying anybody. It must never leak a descriptor: one that no handler takes is closed
@@ -25,7 +25,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 #: One datagram. The kernel's default send buffer (208 KiB) holds one of these with its overhead.
@@ -110,7 +110,7 @@ class Channel:
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = loop
-        self._outgoing: deque[tuple[bytes, int | None]] = deque()
+        self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._writing = False
         self._drained: asyncio.Event = asyncio.Event()
         self._drained.set()
@@ -126,20 +126,21 @@ class Channel:
         """The number of messages that wait for the other end to read."""
         return len(self._outgoing)
 
-    def send(self, message: Message, fd: int | None = None) -> bool:
+    def send(self, message: Message, *fds: int) -> bool:
         """Send or queue one message; return false when it was dropped.
 
         Dropped means that the channel is closed or that `OUTGOING_MESSAGES_MAX` wait already. The
-        caller keeps `fd` and may close it at once. Raises `MessageTooBig`.
+        caller keeps `fds` and may close them at once. Raises `MessageTooBig`.
         """
+        assert len(fds) <= _FDS_PER_MESSAGE_MAX, "descriptors that the other end would not take"
         data = encode(message)
         if self._closed or len(self._outgoing) >= OUTGOING_MESSAGES_MAX:
             return False
         if not self._outgoing:
-            outcome = self._send_now(data, fd)
+            outcome = self._send_now(data, fds)
             if outcome is not _Sending.WOULD_BLOCK:
                 return outcome is _Sending.SENT
-        self._outgoing.append((data, None if fd is None else os.dup(fd)))
+        self._outgoing.append((data, tuple(map(os.dup, fds))))
         if not self._writing:
             self._writing = True
             self._drained.clear()
@@ -158,16 +159,15 @@ class Channel:
         self._loop.remove_reader(self._fd)
         if self._writing:
             self._loop.remove_writer(self._fd)
-        for _, fd in self._outgoing:
-            if fd is not None:
-                os.close(fd)
+        for _, fds in self._outgoing:
+            _close_all(fds)
         self._outgoing.clear()
         self._drained.set()
         self._sock.close()
 
-    def _send_now(self, data: bytes, fd: int | None) -> _Sending:
+    def _send_now(self, data: bytes, fds: Sequence[int]) -> _Sending:
         """Try once. DROPPED: the channel broke, or there is no room for one more descriptor."""
-        rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fd))]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fds))] if fds else []
         try:
             self._sock.sendmsg([data], rights)
         except (BlockingIOError, InterruptedError):
@@ -175,7 +175,7 @@ class Channel:
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise  # a descriptor that is not open: a bug of our caller, not of the channel
-            if fd is None or error.errno not in _NO_ROOM_FOR_FD:
+            if not fds or error.errno not in _NO_ROOM_FOR_FD:
                 self._break(f"sending failed: {error.strerror}")
             # Otherwise only this connection is lost: whoever sits behind it connects again.
             return _Sending.DROPPED
@@ -183,12 +183,11 @@ class Channel:
 
     def _writable(self) -> None:
         while self._outgoing:
-            data, fd = self._outgoing[0]
-            if self._send_now(data, fd) is _Sending.WOULD_BLOCK or self._closed:
+            data, fds = self._outgoing[0]
+            if self._send_now(data, fds) is _Sending.WOULD_BLOCK or self._closed:
                 return
             self._outgoing.popleft()
-            if fd is not None:
-                os.close(fd)
+            _close_all(fds)
         self._writing = False
         self._loop.remove_writer(self._fd)
         self._drained.set()
@@ -223,8 +222,7 @@ class Channel:
             if self.on_message is not None:
                 self.on_message(message, fds)
         finally:
-            for fd in fds:
-                os.close(fd)
+            _close_all(fds)
         return True
 
     def _break(self, reason: str) -> None:
@@ -235,8 +233,13 @@ class Channel:
             self.on_close(reason)
 
 
-def _packed(fd: int) -> bytes:
-    return array.array("i", [fd]).tobytes()
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _packed(fds: Sequence[int]) -> bytes:
+    return array.array("i", fds).tobytes()
 
 
 def _unpacked(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -16,17 +16,20 @@ otherwise held until the worker has decided, or disconnected, upon which it conn
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from nbdserver import terms
+from nbdserver.admission import Credentials, TlsMode, refusal
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.handshake import Agreed
 from nbdserver.limits import Limits
 from nbdserver.protocol import Option, Reply
 from nbdserver.server import Server
+from nbdserver.tls import TlsServerFiles
 from repl.node.block_status import contexts_of
 from repl.node.listeners import Listener
 from repl.node.logs import logger
@@ -42,53 +45,68 @@ LEFTOVER_BYTES_MAX: Final = 64 << 10
 
 
 class NbdFront:
-    """Negotiates on the given listeners, from `start` to `close`."""
+    """Negotiates on the listeners given to `start` until `close`."""
 
     def __init__(
         self,
-        listeners: Sequence[Listener],
         node_name: str,
         workers: Mapping[str, WorkerProcess],
         *,
         hold_secondary: bool,
         limits: Limits | None = None,
+        tls: TlsMode = TlsMode.OFF,
+        tls_files: TlsServerFiles | None = None,
+        clients: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self._listeners = listeners
+        """`clients` are, by volume, the names of the certificates that it is for; all if none."""
+        self._clients = clients or {}
         self._node_name = node_name
         self._workers = workers
         self._hold_secondary = hold_secondary
         self._limits = limits or Limits()
         waiting_bytes = min(self._limits.waiting_bytes, LEFTOVER_BYTES_MAX)
         self._server = Server(
-            self, self._agreed, dataclasses.replace(self._limits, waiting_bytes=waiting_bytes)
+            self,
+            self._agreed,
+            dataclasses.replace(self._limits, waiting_bytes=waiting_bytes),
+            tls,
+            tls_files,
         )
         self._log = logger("nbd")
 
-    def start(self) -> None:
+    def start(self, listeners: Sequence[Listener]) -> None:
         """Accept clients."""
-        for listener in self._listeners:
+        for listener in listeners:
             self._server.adopt(listener.sock)
 
     async def close(self) -> None:
         """Stop accepting, disconnect whoever still negotiates. Clients of workers live on."""
         await self._server.stop()
 
+    async def end_tls(self) -> None:
+        """End the TLS proxies; to be called once the workers have disconnected their clients."""
+        await self._server.end_tls()
+
     def totals(self) -> dict[str, int]:
         """Counters of negotiations since the start, and how many go on now."""
         return dataclasses.asdict(self._server.counters) | {
             "handshakes": self._server.handshakes,
             "held": self._server.held,
+            "tls_proxies": len(self._server.tls_proxy_pids),
         }
 
     # What `nbdserver.server.Lookup` asks.
 
-    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
+    async def find(self, name: str, option: Option, client: Credentials) -> ExportInfo | Refusal:
         """Return the export or the refusal, once it is known which. Raises TimeoutError."""
         worker = self._worker(name)
         if worker is None:
             return Refusal(
                 Reply.ERR_UNKNOWN, f"{self._node_name} has no volume {name or 'as its default'}"
             )
+        refused = refusal(client, self._clients.get(worker.name, ()))
+        if refused is not None:
+            return refused
         waits_left_s = WORKER_WAIT_S
         while True:
             if worker.answers:
@@ -102,11 +120,13 @@ class NbdFront:
                     raise TimeoutError(f"the worker of {worker.name} is not up")
                 waits_left_s -= await worker.changed(waits_left_s)
 
-    async def list(self) -> Sequence[tuple[str, str]]:
-        """Return each volume's name and what a person wants to know before choosing it."""
+    async def list(self, client: Credentials) -> Sequence[tuple[str, str]]:
+        """Return the name of each volume that is for this client, and what a person wants to know
+        before choosing it."""
         return [
             (name, self._description(worker.last_volume()))
             for name, worker in self._workers.items()
+            if refusal(client, self._clients.get(name, ())) is None
         ]
 
     def _worker(self, name: str) -> WorkerProcess | None:
@@ -152,7 +172,9 @@ class NbdFront:
 
     # After agreement.
 
-    def _agreed(self, sock: socket.socket, agreed: Agreed, client: str) -> None:
+    def _agreed(
+        self, sock: socket.socket, agreed: Agreed, client: str, wire: socket.socket | None
+    ) -> None:
         # From here on the worker counts and limits its clients.
         self._server.client_gone()
         message = {
@@ -162,8 +184,9 @@ class NbdFront:
             "agreed": terms.to_json(agreed.export, agreed.terms),
         }
         name = agreed.export.name
-        with sock:
-            if not self._workers[name].pass_socket(message, sock):
+        with sock, wire or contextlib.nullcontext():
+            sockets = [sock] if wire is None else [sock, wire]
+            if not self._workers[name].pass_socket(message, *sockets):
                 self._log.warning(
                     "Disconnected a client: the worker takes none at the moment.",
                     volume=name,

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nbdserver.export import ExportInfo
-from nbdserver.terms import Terms
 from repl.core.pacing import Wish
 from repl.core.permits import AskOperator, Manual
 from repl.core.snapshot import split_brain_snapshot, volume_snapshot
@@ -37,7 +35,7 @@ from repl.node.copy_orders import COPY_ORDERS
 from repl.node.engine import Engine
 from repl.node.orders import ORDERS
 from repl.node.peer_tls import PeerTls
-from repl.node.volume_clients import VolumeClients
+from repl.node.volume_clients import Arrived, VolumeClients
 from repl.store.open import Store, adopt_store, open_store
 from repl.store.space import space_of
 from repl.store.stamp import BackingKind
@@ -290,18 +288,16 @@ class ServedVolume:
 
     # Clients.
 
-    def take_client(
-        self, sock: socket.socket, agreed: tuple[ExportInfo, Terms], leftover: bytes, name: str
-    ) -> None:
+    def take_client(self, client: Arrived) -> None:
         """An NBD client that was negotiated for this volume."""
         engine = self._engine
         if engine is None or self._stopping:
-            sock.close()
+            client.close()
             return
-        connection = self._clients.connection(sock, agreed, leftover, name, engine, engine.clients)
+        connection = self._clients.connection(client, engine, engine.clients)
         if connection is None:
-            text = f"{name}: refused, {len(engine.clients)} clients attached"
-            self._tell("CLIENT_REFUSED", text, client=name)
+            text = f"{client.peer_name}: refused, {len(engine.clients)} clients attached"
+            self._tell("CLIENT_REFUSED", text, client=client.peer_name)
             return
         if engine.volume.serving:
             self._tally.attached()

@@ -19,7 +19,10 @@ from functools import partial
 from typing import Any, Final
 
 import repl
-from repl.config import Address, Config, VolumeSettings
+from nbdserver.admission import TlsMode
+from nbdserver.tls import TlsServerFiles
+from repl.addresses import Address
+from repl.config import Config, VolumeSettings
 from repl.control.events import EventStreams
 from repl.control.server import ControlServer
 from repl.errors import NoSuchThing
@@ -116,20 +119,34 @@ class Supervisor:
         await control_server.start()
         if metrics is not None:
             await self._serve_metrics(metrics)
+        self._nbd_front = self._make_nbd_front()
+        # After the workers: until then its clients' last answers pass through the TLS proxies.
+        self._stack.push_async_callback(self._nbd_front.end_tls)
         self._stack.push_async_callback(self._stop_workers)
         for worker in self.workers.values():
             worker.start()
         if peers is not None:
             self._accept_peers(peers)
-        self._nbd_front = NbdFront(
-            nbd_listeners,
-            node.name,
+        self._nbd_front.start(nbd_listeners)
+        self._stack.push_async_callback(self._nbd_front.close)
+
+    def _make_nbd_front(self) -> NbdFront:
+        config = self._config
+        nbd = config.nbd
+        files = None
+        if nbd.tls is not TlsMode.OFF:
+            assert config.tls is not None, "the configuration demands a [tls] table"
+            authority = config.tls.authority if nbd.tls_verify_clients else ""
+            files = TlsServerFiles(config.tls.certificate, config.tls.key, authority)
+        return NbdFront(
+            config.node.name,
             self.workers,
             hold_secondary=nbd.when_secondary == "hold",
             limits=nbd.limits,
+            tls=nbd.tls,
+            tls_files=files,
+            clients={name: volume.clients for name, volume in config.volumes.items()},
         )
-        self._stack.push_async_callback(self._nbd_front.close)
-        self._nbd_front.start()
 
     def _own(self, listener: Listener) -> Listener:
         self._stack.callback(listener.close)
@@ -223,6 +240,7 @@ class Supervisor:
             "nbd": {
                 "socket": self._config.nbd.socket,
                 "listen": None if self._config.nbd.listen is None else str(self._config.nbd.listen),
+                "tls": self._config.nbd.tls.value,
             }
             | (self._nbd_front.totals() if self._nbd_front is not None else {}),
             "uptime_s": round(time.monotonic() - self._started_s, 1),

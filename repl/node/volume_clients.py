@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbdserver.buffers import ByteBudget
 from nbdserver.connection import Connection
@@ -18,6 +18,23 @@ from nbdserver.counters import TransmissionCounters
 from nbdserver.export import Backend, ExportInfo
 from nbdserver.limits import Limits, make
 from nbdserver.terms import Terms
+
+
+class Arrived(NamedTuple):
+    """A client as the supervisor hands it over. `leftover` was received beyond the handshake;
+    `wire` is its own connection if `sock` is the plaintext of that."""
+
+    sock: socket.socket
+    wire: socket.socket | None
+    agreed: tuple[ExportInfo, Terms]
+    leftover: bytes
+    peer_name: str
+
+    def close(self) -> None:
+        """It cannot be served."""
+        self.sock.close()
+        if self.wire is not None:
+            self.wire.close()
 
 
 class VolumeClients:
@@ -32,31 +49,26 @@ class VolumeClients:
         self._over_limit = 0
 
     def connection(
-        self,
-        sock: socket.socket,
-        agreed: tuple[ExportInfo, Terms],
-        leftover: bytes,
-        peer_name: str,
-        backend: Backend,
-        others: Collection[Connection],
+        self, client: Arrived, backend: Backend, others: Collection[Connection]
     ) -> Connection | None:
-        """The client's connection, not begun; None, and the socket closed, at the limit."""
+        """The client's connection, not begun; None, and the client closed, at the limit."""
         if len(others) >= self.limits.clients:
             self._over_limit += 1
-            sock.close()
+            client.close()
             return None
-        export, terms = agreed
+        export, terms = client.agreed
         return Connection(
             self._loop,
-            sock,
+            client.sock,
             export,
             backend,
-            leftover,
+            client.leftover,
             self.limits,
-            peer_name,
+            client.peer_name,
             self._budget,
             terms,
             self._counters,
+            client.wire,
         )
 
     def totals(self, living: Collection[Connection]) -> dict[str, Any]:

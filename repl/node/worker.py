@@ -25,6 +25,7 @@ from repl.events import ERROR, Note
 from repl.node.channel import Channel, MessageTooBig, die_with_parent
 from repl.node.event_loop import new_event_loop
 from repl.node.served_volume import ServedVolume
+from repl.node.volume_clients import Arrived
 
 HEARTBEAT_S = 0.5
 EXIT_BUG = 70
@@ -60,9 +61,11 @@ class Worker:
             self._event(Note(ERROR, f"a {kind} connection was lost: out of file descriptors"))
         elif kind == "client":
             sock = socket.socket(fileno=fds.pop(0))
+            # Of a client that speaks TLS: its own connection, beside the plaintext of it.
+            wire = socket.socket(fileno=fds.pop(0)) if fds else None
             agreed = terms.from_json(message["agreed"])
             leftover = base64.b64decode(message["leftover"])
-            volume.take_client(sock, agreed, leftover, message["peer_name"])
+            volume.take_client(Arrived(sock, wire, agreed, leftover, message["peer_name"]))
         elif kind == "peer":
             volume.take_peer(socket.socket(fileno=fds.pop(0)))
         elif kind == "stop":

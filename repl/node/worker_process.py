@@ -235,10 +235,11 @@ class WorkerProcess:
         finally:
             self._pending.pop(number, None)
 
-    def pass_socket(self, message: Message, sock: socket.socket) -> bool:
-        """Give the worker a copy of `sock` with `message`; false when it cannot be given one."""
+    def pass_socket(self, message: Message, *sockets: socket.socket) -> bool:
+        """Give the worker copies of `sockets` with `message`; false when it cannot be given any."""
         run = self._run
-        return self.answers and run is not None and run.channel.send(message, sock.fileno())
+        fds = [sock.fileno() for sock in sockets]
+        return self.answers and run is not None and run.channel.send(message, *fds)
 
     async def _ready(self, timeout_s: float) -> _Run:
         """Return the current run once its process can be sent messages."""

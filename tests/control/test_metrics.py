@@ -79,7 +79,7 @@ class StatusBackend(RecordingBackend):
             "node": "alpha",
             "version": "9.9",
             "nbd": dataclasses.asdict(HandshakeCounters(accepted=9, timed_out=4))
-            | {"handshakes": 1, "held": 0},
+            | {"handshakes": 1, "held": 0, "tls_proxies": 2},
             "events": EVENTS,
             "volumes": [
                 R0,
@@ -156,6 +156,7 @@ def test_scrape_shows_what_nbd_clients_did() -> None:
         assert found[("repl_nbd_accepted_total",)] == 9
         assert found[("repl_nbd_handshakes_total", "timed_out")] == 4
         assert found[("repl_nbd_handshakes_in_progress",)] == 1
+        assert found[("repl_nbd_tls_proxies",)] == 2
         assert found[("repl_volume_nbd_requests_total", "r0")] == 70
         assert found[("repl_volume_nbd_bytes_read_total", "r0")] == 4096
         assert found[("repl_volume_nbd_connections_ended_total", "stalled", "r0")] == 2
@@ -209,7 +210,8 @@ def test_orders_waits_and_copies_are_shown() -> None:
 def test_every_way_to_end_has_its_metric() -> None:
     assert set(CONNECTION_ENDS) == {end.value for end in End} | {"over_limit"}
     counted = {field.name for field in dataclasses.fields(HandshakeCounters)}
-    assert set(HANDSHAKE_OUTCOMES) == counted - {"accepted"}
+    no_outcomes = {"accepted", "encrypted", "tls_proxies_lost"}
+    assert set(HANDSHAKE_OUTCOMES) == counted - no_outcomes
 
 
 def test_events_are_counted_and_so_are_those_that_nobody_got() -> None:

@@ -74,6 +74,26 @@ def close(*ends: TlsSocket | BaseException) -> None:
             end.close()
 
 
+def test_certificate_of_an_nbd_client_is_no_node_whatever_its_name(
+    tmp_path: Path,
+) -> None:
+    """One authority signs both: a client that is called alpha must not pass for the node alpha."""
+    assert main(["tls", "init", str(tmp_path), "beta"]) == 0
+    assert main(["tls", "client", str(tmp_path), "alpha"]) == 0
+    own = tmp_path / "alpha"
+    client = TlsFiles(
+        str(own / "client-cert.pem"), str(own / "client-key.pem"), str(own / "ca-cert.pem")
+    )
+
+    async def script() -> None:
+        near, far = await shake(client, files(tmp_path, "beta"))
+        assert isinstance(far, TlsFailure)
+        assert "is of nobody, not of alpha" in str(far)
+        close(near, far)
+
+    play(script)
+
+
 def test_frames_pass_both_ways_whatever_their_size(folder: Path) -> None:
     async def script() -> None:
         near, far = await shake(files(folder, "alpha"), files(folder, "beta"))

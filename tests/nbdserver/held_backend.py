@@ -81,6 +81,7 @@ class Served:
         terms: Terms | None = None,
         counters: TransmissionCounters | None = None,
         start: bool = True,
+        wire: socket.socket | None = None,
     ) -> None:
         ours, theirs = tcp_pair() if tcp else socket.socketpair()
         self.sock = CountingSocket(fileno=ours.detach())
@@ -99,6 +100,7 @@ class Served:
             self.budget,
             terms,
             counters,
+            wire,
         )
         self.connection.on_idle = self._on_idle
         if start:

@@ -93,5 +93,10 @@ class ServerProcess:
         assert found is not None
         return int(found[1]) << 10
 
+    def proxy_pids(self) -> list[int]:
+        """The TLS proxy processes, its only children."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
     def open_descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))

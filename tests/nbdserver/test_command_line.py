@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from nbdserver import limits
+from nbdserver.admission import TlsMode
 from nbdserver.command_line import (
     BlockSizes,
+    Encryption,
     Served,
     Settings,
     parse_address,
@@ -16,6 +18,7 @@ from nbdserver.command_line import (
     parse_block_sizes,
     parse_file,
 )
+from nbdserver.tls import TlsServerFiles
 
 NOWHERE = {"PATH": "/bin"}
 
@@ -143,5 +146,63 @@ def test_help_teaches_by_examples_and_says_what_is_not_protected(
         parse_arguments(["--help"], NOWHERE)
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for word in ("examples:", "nbdinfo", "nbd-client", "LISTEN_FDS", "no encryption", "SIGUSR1"):
+    for word in (
+        "examples:",
+        "nbdinfo",
+        "nbd-client",
+        "LISTEN_FDS",
+        "nothing is encrypted",
+        "SIGUSR1",
+    ):
         assert word in shown
+
+
+def test_nothing_is_encrypted_unless_asked_for() -> None:
+    assert parsed("disk").encryption == Encryption(TlsMode.OFF, None, {})
+
+
+def test_certificates_are_found_in_a_folder_or_named_one_by_one() -> None:
+    folder = ("--tls-certificates=/c",)
+    assert parsed("disk", "--tls=required", *folder).encryption == Encryption(
+        TlsMode.REQUIRED, TlsServerFiles("/c/server-cert.pem", "/c/server-key.pem"), {}
+    )
+    encryption = parsed(
+        "disk", "--tls=allowed", *folder, "--tls-ca=/other", "--tls-verify-clients"
+    ).encryption
+    assert encryption.files == TlsServerFiles("/c/server-cert.pem", "/c/server-key.pem", "/other")
+    named = ("--tls-cert=/a", "--tls-key=/b")
+    assert parsed("disk", "--tls=allowed", *named).encryption.files == TlsServerFiles("/a", "/b")
+
+
+def test_clients_are_of_one_export_or_of_each() -> None:
+    tls = ("--tls=required", "--tls-certificates=/c", "--tls-verify-clients")
+    clients = ("--client=a=ann", "--client=bob")
+    found = parsed("a=x", "b=y", *tls, *clients).encryption.clients
+    assert found == {"a": ["ann", "bob"], "b": ["bob"]}
+    assert parsed("x", *tls, "--client=ann").encryption.clients == {"": ["ann"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--tls=maybe",), "invalid choice"),
+        (("--tls-verify-clients",), "need --tls allowed"),
+        (("--tls-certificates=/c",), "need --tls allowed"),
+        (("--client=ann",), "need --tls allowed"),
+        (("--tls=required",), "needs --tls-certificates"),
+        (("--tls=required", "--tls-cert=/a"), "--tls-cert and --tls-key"),
+        (
+            ("--tls=required", "--tls-cert=/a", "--tls-key=/b", "--tls-verify-clients"),
+            "needs --tls-ca",
+        ),
+        (("--tls=required", "--tls-certificates=/c", "--client=ann"), "is nobody's"),
+        (
+            ("--tls=required", "--tls-certificates=/c", "--tls-verify-clients", "--client=x=ann"),
+            "'x', which is not served",
+        ),
+    ],
+)
+def test_encryption_that_would_not_be_what_is_meant_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in refused(capsys, "disk", "--socket=/s", *arguments)

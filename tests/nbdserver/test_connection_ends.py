@@ -15,7 +15,7 @@ from nbdserver.limits import Limits
 from nbdserver.requests import Request
 from nbdserver.transmission import RequestReader
 from tests.nbdserver.conftest import Run
-from tests.nbdserver.held_backend import MIB, Served
+from tests.nbdserver.held_backend import MIB, Served, tcp_pair
 from tests.nbdserver.wire import disc, eventually, read, request, write
 
 
@@ -230,6 +230,30 @@ def test_goodbye_that_is_not_read_yet_is_seen(run: Run, tcp: bool) -> None:
         assert served.connection.may_still_act
         served.backend.answer()
         assert not served.connection.may_still_act
+        served.assert_ended_once()
+
+    run(scenario())
+
+
+def test_goodbye_on_the_wire_is_seen_before_its_bytes_are_carried_here(run: Run) -> None:
+    """Between a TLS client and its plaintext is a process that may not have got round to it."""
+
+    async def scenario() -> None:
+        wire, far = tcp_pair()
+        served = Served(Limits(in_flight_requests=1), wire=wire)
+        await served.client.send(write(0, b"x"))
+        await served.held(1)
+        assert not served.connection.client_has_left
+        far.close()
+        await eventually(lambda: served.connection.client_has_left, "its end is seen")
+        await served.client.send(write(0, b"late"))
+        served.client.sock.shutdown(socket.SHUT_WR)
+        served.backend.answer()
+        await served.held(1)
+        assert served.connection.may_still_act, "what was on its way is waited for"
+        served.backend.answer()
+        await eventually(lambda: served.connection.closed, "it ends")
+        assert wire.fileno() == -1
         served.assert_ended_once()
 
     run(scenario())

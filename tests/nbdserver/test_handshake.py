@@ -18,6 +18,7 @@ from nbdserver.handshake import (
     Handshake,
     ListAsked,
     State,
+    TlsAsked,
 )
 from nbdserver.limits import Limits
 from nbdserver.protocol import Info, Option, Reply
@@ -43,7 +44,7 @@ class Driver:
         self.handshake = Handshake(limits)
         self.sent = bytearray()
         self.asked: list[ExportAsked] = []
-        self.end: Agreed | Ended | None = None
+        self.end: Agreed | Ended | TlsAsked | None = None
         self.pump()
         self.sent.clear()
 

@@ -48,6 +48,22 @@ def test_ready_line_names_both_addresses_and_the_size(server: ServerProcess) -> 
         (("{disk}", "--socket", "{folder}/none/s"), 8, "No such file"),
         (("/dev/null", "--socket", "{folder}/s"), 8, "neither"),
         (("{disk}", "--socket", "{folder}/s", "--block-size=3"), 8, "power of two"),
+        (
+            ("{disk}", "--socket", "{folder}/s", "--tls=required", "--tls-certificates={folder}"),
+            8,
+            "server-cert.pem: No such file",
+        ),
+        (
+            (
+                "{disk}",
+                "--socket={folder}/s",
+                "--tls=required",
+                "--tls-cert={disk}",
+                "--tls-key={disk}",
+            ),
+            8,
+            "cannot be used",
+        ),
     ],
 )
 def test_mistakes_are_explained_with_the_right_status(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdserver.admission import Credentials
 from nbdserver.errors import ListenError
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.handshake import Agreed
@@ -43,7 +44,7 @@ class OneExport:
         self.cancelled = 0
         self.bug: Exception | None = None
 
-    async def find(self, name: str, option: Option) -> ExportInfo | Refusal:
+    async def find(self, name: str, option: Option, client: Credentials) -> ExportInfo | Refusal:
         self.asked.append(name)
         if self.bug is not None:
             raise self.bug
@@ -54,7 +55,7 @@ class OneExport:
             raise
         return EXPORT if name == "vol" else Refusal(Reply.ERR_UNKNOWN, "no such export")
 
-    async def list(self) -> Sequence[tuple[str, str]]:
+    async def list(self, client: Credentials) -> Sequence[tuple[str, str]]:
         return [("vol", "")]
 
 
@@ -64,7 +65,7 @@ class Front:
     def __init__(self, folder: Path, limits: Limits | None = None) -> None:
         self.lookup = OneExport()
         self.path = folder / "front.sock"
-        self.agreed: list[tuple[socket.socket, Agreed, str]] = []
+        self.agreed: list[tuple[socket.socket, Agreed, str, socket.socket | None]] = []
         self.server = Server(self.lookup, lambda *agreed: self.agreed.append(agreed), limits)
         self.server.listen_unix(self.path)
 
@@ -93,7 +94,8 @@ def test_agreed_socket_is_handed_on_with_every_later_byte(run: Run, tmp_path: Pa
         early = read(0, 1, cookie=1) + read(0, 2, cookie=2)[:5]
         client = await front.client(FIXED_NEWSTYLE_NO_ZEROES + go(b"vol") + early)
         await eventually(lambda: bool(front.agreed), "they agree")
-        sock, agreed, peer_name = front.agreed[0]
+        sock, agreed, peer_name, wire = front.agreed[0]
+        assert wire is None
         leftover = agreed.leftover
         late = read(0, 2, cookie=2)[5:]
         await client.send(late)

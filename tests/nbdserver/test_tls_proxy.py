@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from nbdserver.tls import ClientIdentity, TlsProxies, TlsRefused, TlsServerFiles
-from tests.certificates import make_certificates
+from nbdserver.admission import Credentials
+from nbdserver.tls import TlsRefused, TlsServerFiles
+from nbdserver.tls_proxies import TlsProxies
+from tests.certificates import make_certificates, make_client
+from tests.nbdserver.tls_client import client_context
 
 DEADLINE_S = 30.0
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificates(tmp_path_factory.mktemp("tls"), "server", "client")
+    folder = make_certificates(tmp_path_factory.mktemp("tls"), "server")
+    make_client(folder, "client")
+    return folder
 
 
 def play(script: Callable[[], Awaitable[None]]) -> None:
@@ -30,118 +36,204 @@ def play(script: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def client_context(folder: Path, *, certified: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-    context.check_hostname = False
-    if certified:
-        context.load_cert_chain(folder / "client.crt", folder / "client.key")
-    return context
-
-
-def server_files(folder: Path, *, asks: bool) -> TlsServerFiles:
+@contextlib.asynccontextmanager
+async def proxies(
+    folder: Path, *, asks: bool = False, handshake_s: float = 10.0
+) -> AsyncIterator[tuple[TlsProxies, list[str]]]:
+    """One proxy, and what is said of lost ones. Afterwards no process is left."""
     authority = str(folder / "ca.crt") if asks else ""
-    return TlsServerFiles(str(folder / "server.crt"), str(folder / "server.key"), authority)
+    files = TlsServerFiles(str(folder / "server.crt"), str(folder / "server.key"), authority)
+    lost: list[str] = []
+    made = TlsProxies(files, handshake_s, 1, lost.append)
+    made.start()
+    pids = made.pids
+    yield made, lost
+    pids += made.pids
+    await made.close()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-async def call(
-    proxies: TlsProxies, context: ssl.SSLContext
-) -> tuple[socket.socket, ClientIdentity, asyncio.StreamReader, asyncio.StreamWriter]:
-    near, far = socket.socketpair()
-    opening = asyncio.create_task(
-        asyncio.open_connection(sock=near, ssl=context, server_hostname="server")
-    )
-    try:
-        plain, identity = await proxies.secure(far)
-    except TlsRefused:
-        opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
-        near.close()
-        raise
-    reader, writer = await opening
-    return plain, identity, reader, writer
+class Call:
+    """A client's end and the server's, which has the plaintext and the client's connection."""
+
+    def __init__(self, folder: Path, *, certified: bool = False) -> None:
+        self.context = client_context(folder / "ca.crt", folder / "client" if certified else None)
+        self.near, self.wire = socket.socketpair()
+
+    async def __aenter__(self) -> Call:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for sock in (self.near, self.wire):
+            sock.close()
+
+    async def secure(self, proxies: TlsProxies) -> Credentials:
+        opening = asyncio.create_task(
+            asyncio.open_connection(sock=self.near, ssl=self.context, server_hostname="server")
+        )
+        try:
+            self.plain, credentials = await proxies.secure(self.wire)
+        except TlsRefused:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            raise
+        self.reader, self.writer = await opening
+        return credentials
+
+    def close(self) -> None:
+        self.plain.close()
+        self.wire.close()
+        self.writer.close()
+
+
+async def works(folder: Path, proxies: TlsProxies, *, certified: bool = False) -> None:
+    """An honest client gets through."""
+    async with Call(folder, certified=certified) as call:
+        await call.secure(proxies)
+        call.writer.write(b"honest")
+        assert await asyncio.get_running_loop().sock_recv(call.plain, 100) == b"honest"
+        call.close()
 
 
 @pytest.mark.parametrize("asks", [True, False])
 def test_bytes_pass_both_ways_and_the_client_is_named(folder: Path, asks: bool) -> None:
     async def script() -> None:
         loop = asyncio.get_running_loop()
-        proxies = TlsProxies(server_files(folder, asks=asks), 10.0, 1)
-        context = client_context(folder, certified=asks)
-        plain, identity, reader, writer = await call(proxies, context)
-        assert identity.names == (("client",) if asks else ())
-        assert bool(identity.fingerprint) == asks
-        sent, received = os.urandom(3 << 20), bytearray()
-        writer.write(sent)
-        answering = asyncio.create_task(loop.sock_sendall(plain, sent[::-1]))
-        while len(received) < len(sent):
-            received += await loop.sock_recv(plain, 1 << 20)
-        assert received == sent
-        assert await reader.readexactly(len(sent)) == sent[::-1]
-        await answering
-        plain.close()
-        assert await reader.read() == b""
-        writer.close()
-        await proxies.close()
+        async with proxies(folder, asks=asks) as (one, _), Call(folder, certified=asks) as call:
+            credentials = await call.secure(one)
+            assert credentials.encrypted
+            assert credentials.names == (("client",) if asks else ())
+            assert bool(credentials.fingerprint) == asks
+            sent, received = os.urandom(3 << 20), bytearray()
+            call.writer.write(sent)
+            answering = asyncio.create_task(loop.sock_sendall(call.plain, sent[::-1]))
+            while len(received) < len(sent):
+                received += await loop.sock_recv(call.plain, 1 << 20)
+            assert received == sent
+            assert await call.reader.readexactly(len(sent)) == sent[::-1]
+            await answering
+            call.plain.close()
+            assert await call.reader.read() == b""
+            call.close()
 
     play(script)
 
 
 def test_client_without_a_certificate_is_refused_where_one_is_asked_for(folder: Path) -> None:
     async def script() -> None:
-        proxies = TlsProxies(server_files(folder, asks=True), 10.0, 1)
-        with pytest.raises(TlsRefused, match="certificate"):
-            await call(proxies, client_context(folder, certified=False))
-        plain, _, _, writer = await call(proxies, client_context(folder, certified=True))
-        plain.close()
-        writer.close()
-        await proxies.close()
+        async with proxies(folder, asks=True) as (one, _):
+            async with Call(folder) as call:
+                with pytest.raises(TlsRefused, match="certificate"):
+                    await call.secure(one)
+            await works(folder, one, certified=True)
 
     play(script)
 
 
-def test_client_that_speaks_no_tls_is_refused_and_hurts_nobody(folder: Path) -> None:
+@pytest.mark.parametrize("noise", [b"NBDMAGIC" * 40, b"\x16\x03\x01\xff\xff" + bytes(70000)])
+def test_client_that_speaks_no_tls_is_refused_and_hurts_nobody(folder: Path, noise: bytes) -> None:
     async def script() -> None:
-        proxies = TlsProxies(server_files(folder, asks=False), 10.0, 1)
-        near, far = socket.socketpair()
-        near.sendall(b"NBDMAGIC" * 40)
-        with pytest.raises(TlsRefused):
-            await proxies.secure(far)
-        near.close()
-        plain, _, _, writer = await call(proxies, client_context(folder, certified=False))
-        plain.close()
-        writer.close()
-        await proxies.close()
+        async with proxies(folder) as (one, lost):
+            async with Call(folder) as call:
+                call.near.sendall(noise)
+                with pytest.raises(TlsRefused):
+                    await one.secure(call.wire)
+            await works(folder, one)
+            assert lost == []
+
+    play(script)
+
+
+def test_client_of_an_older_tls_is_refused(folder: Path) -> None:
+    async def script() -> None:
+        async with proxies(folder) as (one, _), Call(folder) as call:
+            call.context.maximum_version = ssl.TLSVersion.TLSv1_2
+            with pytest.raises(TlsRefused, match="unsupported protocol"):
+                await call.secure(one)
 
     play(script)
 
 
 def test_silent_client_is_given_up_after_the_deadline(folder: Path) -> None:
     async def script() -> None:
-        proxies = TlsProxies(server_files(folder, asks=False), 0.5, 1)
-        near, far = socket.socketpair()
-        with pytest.raises(TlsRefused):
-            await proxies.secure(far)
-        near.close()
-        await proxies.close()
+        async with proxies(folder, handshake_s=0.5) as (one, lost), Call(folder) as call:
+            with pytest.raises(TlsRefused, match="too long"):
+                await one.secure(call.wire)
+            assert lost == []
+
+    play(script)
+
+
+def test_missing_certificate_is_the_reason_and_a_new_one_is_used_at_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    async def script() -> None:
+        copied = make_certificates(tmp_path / "own", "server")
+        kept = (copied / "server.crt").read_bytes()
+        async with proxies(copied) as (one, _):
+            (copied / "server.crt").unlink()
+            async with Call(copied) as call:
+                with pytest.raises(TlsRefused, match="no certificate: No such file"):
+                    await call.secure(one)
+            (copied / "server.crt").write_bytes(kept)
+            await works(copied, one)
 
     play(script)
 
 
 def test_dead_proxy_is_replaced_for_the_next_client(folder: Path) -> None:
     async def script() -> None:
-        proxies = TlsProxies(server_files(folder, asks=False), 10.0, 1)
-        plain, _, reader, writer = await call(proxies, client_context(folder, certified=False))
-        (proxy,) = proxies._proxies
-        assert proxy is not None
-        os.kill(proxy._pid, 9)
-        assert await reader.read() == b"", "its clients end with it"
-        plain.close()
-        writer.close()
-        while proxy.alive:
-            await asyncio.sleep(0.01)
-        plain, _, _, writer = await call(proxies, client_context(folder, certified=False))
-        plain.close()
-        writer.close()
-        await proxies.close()
+        async with proxies(folder) as (one, lost):
+            async with Call(folder) as call:
+                await call.secure(one)
+                (pid,) = one.pids
+                os.kill(pid, 9)
+                assert await asyncio.get_running_loop().sock_recv(call.plain, 1) == b""
+                call.wire.close()
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    assert await call.reader.read() == b"", "its clients end with it"
+                call.close()
+            while one.pids:
+                await asyncio.sleep(0.01)
+            assert lost == [f"TLS proxy process {pid} ended; its clients are disconnected"]
+            await works(folder, one)
+            assert one.pids != [pid]
+
+    play(script)
+
+
+def test_proxy_that_hangs_is_given_up_and_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbdserver.tls_proxies.ANSWER_S", 0.2)
+
+    async def script() -> None:
+        async with proxies(folder, handshake_s=0.3) as (one, lost):
+            (pid,) = one.pids
+            os.kill(pid, 19)
+            async with Call(folder) as call:
+                with pytest.raises(TlsRefused, match="ended"):
+                    await call.secure(one)
+            assert lost == [
+                f"TLS proxy process {pid} does not answer; its clients are disconnected"
+            ]
+
+    play(script)
+
+
+def test_closed_proxies_have_delivered_what_was_sent(folder: Path) -> None:
+    async def script() -> None:
+        loop = asyncio.get_running_loop()
+        async with Call(folder) as call:
+            async with proxies(folder) as (one, _):
+                await call.secure(one)
+                sent = os.urandom(1 << 20)
+                sending = asyncio.create_task(loop.sock_sendall(call.plain, sent))
+                await sending
+                call.plain.close()
+                call.wire.close()
+                receiving = asyncio.create_task(call.reader.read(-1))
+            assert await receiving == sent
+            call.writer.close()
 
     play(script)

@@ -16,8 +16,8 @@ from typing import Any
 
 import uvloop
 
+from repl.addresses import Address
 from repl.config import (
-    Address,
     Config,
     NbdSettings,
     NodeSettings,

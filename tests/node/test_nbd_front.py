@@ -17,6 +17,7 @@ from typing import Any
 import nbd
 import pytest
 
+from nbdserver.admission import Credentials
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.limits import Limits
 from nbdserver.protocol import Option, Reply
@@ -27,6 +28,7 @@ from tests.node.daemon_parts import configuration, run, running, until, until_vo
 
 OPTION_MAGIC = 0x49484156454F5054
 FLAGS_FIXED_NO_ZEROES = 3
+LOCAL = Credentials(local=True)
 
 
 class Client:
@@ -147,12 +149,12 @@ def test_secondary_is_refused_with_the_primarys_name_and_haggling_goes_on(tmp_pa
 def test_client_that_comes_right_after_the_promotion_is_granted(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(configuration(tmp_path)) as supervisor:
-            front = NbdFront((), "alpha", supervisor.workers, hold_secondary=False)
+            front = NbdFront("alpha", supervisor.workers, hold_secondary=False)
             for _ in range(20):
                 await supervisor.request("r0", "promote", {}, 20.0)
-                assert isinstance(await front.find("r0", Option.GO), ExportInfo)
+                assert isinstance(await front.find("r0", Option.GO, LOCAL), ExportInfo)
                 await supervisor.request("r0", "demote", {}, 20.0)
-                assert isinstance(await front.find("r0", Option.GO), Refusal)
+                assert isinstance(await front.find("r0", Option.GO, LOCAL), Refusal)
 
     run(scenario)
 
@@ -301,8 +303,8 @@ def test_context_of_every_peer_is_offered(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(configuration(tmp_path)) as supervisor:
             await promoted(supervisor)
-            front = NbdFront((), "alpha", supervisor.workers, hold_secondary=False)
-            export = await front.find("r0", Option.LIST_META_CONTEXT)
+            front = NbdFront("alpha", supervisor.workers, hold_secondary=False)
+            export = await front.find("r0", Option.LIST_META_CONTEXT, LOCAL)
             assert isinstance(export, ExportInfo)
             assert export.contexts == ("base:allocation", "x-repl:out-of-sync:beta")
             assert export.can_fast_zero
@@ -316,12 +318,12 @@ def test_client_beyond_the_limit_is_refused_by_go_and_may_still_look(tmp_path: P
             await promoted(supervisor)
             worker = supervisor.workers["r0"]
             front = NbdFront(
-                (), "alpha", supervisor.workers, hold_secondary=False, limits=Limits(clients=2)
+                "alpha", supervisor.workers, hold_secondary=False, limits=Limits(clients=2)
             )
             worker._last_volume = worker._last_volume | {"clients": 2}
-            refusal = await front.find("r0", Option.GO)
+            refusal = await front.find("r0", Option.GO, LOCAL)
             assert refusal == Refusal(Reply.ERR_POLICY, "2 clients are attached to r0, the limit")
-            assert isinstance(await front.find("r0", Option.INFO), ExportInfo)
+            assert isinstance(await front.find("r0", Option.INFO, LOCAL), ExportInfo)
             assert front.totals()["over_limit"] == 1
 
     run(scenario)

@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from repl.config import Address, Config, NbdSettings
+from repl.addresses import Address
+from repl.config import Config, NbdSettings
 from repl.errors import ConfigInvalid, NoSuchThing, PermissionRefused, Refused, ReplError
 from repl.node.event_ring import BURST_MAX
 from repl.node.supervisor import Supervisor
