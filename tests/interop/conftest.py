@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests import libnbd
+from tests.certificates import make_certificates, make_client, server_folder
+from tests.daemon import VolumeSpec
 from tests.interop.targets import FileTarget, PairTarget, Target
 from tests.pair import Pair
 
@@ -34,6 +36,37 @@ def served_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileTarget
     target.close()
 
 
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, the certificates of alpha and beta, and of the client ann."""
+    folder = make_certificates(tmp_path_factory.mktemp("tls"), "alpha", "beta")
+    make_client(folder, "ann")
+    server_folder(folder, "alpha")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_tls_pair(certificates: Path) -> Iterator[Pair]:
+    """Everything encrypted, and r0 for ann only."""
+    with Pair.make((VolumeSpec(options=('clients = ["ann"]',)),)) as pair:
+        for node in pair.nodes:
+            node.tls_folder = certificates
+            node.nbd_options = ('tls = "required"',)
+            node.write_config()
+        pair.start_in_sync(primary=pair.alpha)
+        yield pair
+
+
+@pytest.fixture(scope="session")
+def served_tls_file(
+    certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FileTarget]:
+    folder = tmp_path_factory.mktemp("served")
+    target = FileTarget(folder, certificates / "alpha-server", certificates / "ann")
+    yield target
+    target.close()
+
+
 @pytest.fixture(scope="module")
 def used_targets() -> Iterator[dict[str, Target]]:
     """The targets that the tests of this file use, by kind; afterwards they must have settled."""
@@ -43,15 +76,39 @@ def used_targets() -> Iterator[dict[str, Target]]:
         target.settle()
 
 
-@pytest.fixture(params=["file", "pair"])
+def target_of(kind: str, request: pytest.FixtureRequest, used_targets: dict[str, Target]) -> Target:
+    """The target of that kind, made when it is first asked for."""
+    if kind not in used_targets:
+        find = request.getfixturevalue
+        if kind == "file":
+            used_targets[kind] = find("served_file")
+        elif kind == "file-tls":
+            used_targets[kind] = find("served_tls_file")
+        elif kind == "pair":
+            used_targets[kind] = PairTarget(find("live_pair"))
+        else:
+            used_targets[kind] = PairTarget(find("live_tls_pair"), find("certificates") / "ann")
+    return used_targets[kind]
+
+
+@pytest.fixture(
+    params=[
+        "file",
+        "pair",
+        # One of each kind of client is in `test_over_tls.py`; this is all of them again.
+        pytest.param("file-tls", marks=pytest.mark.slow),
+        pytest.param("pair-tls", marks=pytest.mark.slow),
+    ]
+)
 def export(request: pytest.FixtureRequest, used_targets: dict[str, Target]) -> Target:
     """The export under test."""
-    if request.param not in used_targets:
-        if request.param == "file":
-            used_targets["file"] = request.getfixturevalue("served_file")
-        else:
-            used_targets["pair"] = PairTarget(request.getfixturevalue("live_pair"))
-    return used_targets[request.param]
+    return target_of(request.param, request, used_targets)
+
+
+@pytest.fixture(params=["file-tls", "pair-tls"])
+def tls_export(request: pytest.FixtureRequest, used_targets: dict[str, Target]) -> Target:
+    """The export under test, over TLS."""
+    return target_of(request.param, request, used_targets)
 
 
 @pytest.fixture
@@ -68,6 +125,8 @@ def connect() -> Iterator[Connect]:
         handle.set_strict_mode(0)
         # What the server says of names and block sizes is kept only if asked for.
         handle.set_full_info(True)
+        # Certificates are named in the URI.
+        handle.set_uri_allow_local_file(True)
         for name, value in settings.items():
             getattr(handle, name)(value)
         handle.connect_uri(uri)

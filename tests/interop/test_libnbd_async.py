@@ -123,6 +123,7 @@ def test_every_kind_of_request_agrees_with_a_model(
 ) -> None:
     handle = libnbd.load().NBD()
     handle.add_meta_context("base:allocation")
+    handle.set_uri_allow_local_file(True)
     handle.connect_uri(export.uri() if over == "unix" else export.tcp_uri())
     model = Model(handle, seed)
     for _ in range(ROUNDS):

@@ -13,7 +13,14 @@ import pytest
 
 from tests.daemon import MIB, wait_for
 from tests.interop.conftest import Connect, Tool
-from tests.interop.targets import SIZE_BYTES, Target, listens
+from tests.interop.targets import (
+    SIZE_BYTES,
+    Target,
+    listens,
+    nbdkit_plugin,
+    qemu_name,
+    qemu_objects,
+)
 from tests.interop.test_tools import fuse_mounted
 from tests.nbdserver.serving import ServerProcess
 
@@ -42,7 +49,7 @@ def test_nbdkit_passes_the_export_on(
     blank: Target, connect: Connect, run_tool: Tool, tmp_path: Path
 ) -> None:
     data = random.Random(5).randbytes(2 * MIB)
-    with nbdkit(tmp_path, "nbd", f"uri={blank.uri()}") as uri:
+    with nbdkit(tmp_path, *nbdkit_plugin(blank)) as uri:
         handle = connect(uri)
         handle.pwrite(data, MIB + 1)
         handle.zero(MIB, 8 * MIB)
@@ -60,7 +67,8 @@ def test_nbdkit_passes_the_export_on(
 def test_nbdkit_with_its_retry_filter_survives_a_crash(
     export: Target, connect: Connect, tmp_path: Path
 ) -> None:
-    arguments = ("--filter=retry", "nbd", f"uri={export.uri()}", "retry-delay=1", "retries=20")
+    plugin = nbdkit_plugin(export)
+    arguments = ("--filter=retry", *plugin, "retry-delay=1", "retries=20")
     with nbdkit(tmp_path, *arguments) as uri:
         handle = connect(uri)
         handle.pwrite(b"before", 0)
@@ -76,7 +84,8 @@ def test_disk_of_nbdkit_is_copied_into_the_export(
 ) -> None:
     with nbdkit(tmp_path, "pattern", f"size={SIZE_BYTES}") as uri:
         run_tool("nbdcopy", "--flush", uri, export.uri())
-        compared = run_tool("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, export.tcp_uri())
+        both = ("-f", "raw", "-F", "raw", uri, qemu_name(export, "tcp"))
+        compared = run_tool("qemu-img", "compare", *qemu_objects(export), *both)
         assert "identical" in compared
 
 
@@ -89,7 +98,7 @@ def test_file_system_without_tricks_is_served_all_the_same(
     data = random.Random(8).randbytes(3 * MIB)
     with (
         nbdkit(tmp_path, "memory", "size=16M") as behind,
-        fuse_mounted(behind, folder) as file,
+        fuse_mounted(folder, behind) as file,
         ServerProcess(file, tmp_path) as server,
     ):
         handle = connect(server.uri)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.daemon import MIB, wait_for
 from tests.interop.conftest import Connect, Tool
-from tests.interop.targets import SIZE_BYTES, Target, listens
+from tests.interop.targets import SIZE_BYTES, Target, listens, qemu_name, qemu_objects
 from tests.interop.test_tools import image
 
 __all__ = ["image"]
@@ -25,8 +25,11 @@ KIB = 1 << 10
 def test_qemu_img_converts_into_the_export_and_compares_equal(
     export: Target, run_tool: Tool, image: Path
 ) -> None:
-    run_tool("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, export.uri())
-    compared = run_tool("qemu-img", "compare", "-f", "raw", "-F", "raw", image, export.tcp_uri())
+    tls = qemu_objects(export)
+    raw = ("-f", "raw", "-O", "raw")
+    run_tool("qemu-img", "convert", *tls, "-n", *raw, image, qemu_name(export, "unix"))
+    both = ("-f", "raw", "-F", "raw", image, qemu_name(export, "tcp"))
+    compared = run_tool("qemu-img", "compare", *tls, *both)
     assert "identical" in compared
     assert export.backing().read_bytes() == image.read_bytes()
 
@@ -35,7 +38,8 @@ def test_qemu_img_reads_the_export_into_another_format(
     export: Target, run_tool: Tool, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.qcow2"
-    run_tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", export.tcp_uri(), copy)
+    tls, source = qemu_objects(export), qemu_name(export, "tcp")
+    run_tool("qemu-img", "convert", *tls, "-f", "raw", "-O", "qcow2", source, copy)
     compared = run_tool("qemu-img", "compare", "-f", "qcow2", "-F", "raw", copy, export.backing())
     assert "identical" in compared
 
@@ -45,10 +49,17 @@ def test_qemu_img_creates_an_image_inside_the_export(
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(random.Random(3).randbytes(5 * MIB) + bytes(3 * MIB))
-    run_tool("qemu-img", "create", "-f", "qcow2", blank.uri(), "8M")
-    run_tool("qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", source, blank.uri())
-    run_tool("qemu-img", "check", "-f", "qcow2", blank.uri())
-    compared = run_tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", source, blank.uri())
+    tls, target = qemu_objects(blank), qemu_name(blank, "unix")
+    if tls:
+        # Its way to create knows URIs only, and those know no TLS: the image is made beside.
+        empty = tmp_path / "empty.qcow2"
+        run_tool("qemu-img", "create", "-f", "qcow2", empty, "8M")
+        run_tool("qemu-img", "convert", *tls, "-n", "-f", "raw", "-O", "raw", empty, target)
+    else:
+        run_tool("qemu-img", "create", "-f", "qcow2", target, "8M")
+    run_tool("qemu-img", "convert", *tls, "-n", "-f", "raw", "-O", "qcow2", source, target)
+    run_tool("qemu-img", "check", *tls, "-f", "qcow2", target)
+    compared = run_tool("qemu-img", "compare", *tls, "-f", "raw", "-F", "qcow2", source, target)
     assert "identical" in compared
 
 
@@ -56,7 +67,8 @@ def test_qemu_img_maps_holes_and_data(blank: Target, connect: Connect, run_tool:
     handle = connect(blank.uri())
     handle.pwrite(b"d" * 128 * KIB, 3 * MIB)
     handle.flush()
-    mapped = json.loads(run_tool("qemu-img", "map", "--output=json", "-f", "raw", blank.uri()))
+    asked = ("--output=json", "-f", "raw", qemu_name(blank, "unix"))
+    mapped = json.loads(run_tool("qemu-img", "map", *qemu_objects(blank), *asked))
     assert [(each["start"], each["length"], each["data"], each["zero"]) for each in mapped] == [
         (0, 3 * MIB, False, True),
         (3 * MIB, 128 * KIB, True, False),
@@ -86,7 +98,8 @@ def test_qemu_io_patterns_are_read_back(export: Target, run_tool: Tool) -> None:
         "read -P 7 30M 32M",
     )
     arguments = [part for command in commands for part in ("-c", command)]
-    said = run_tool("qemu-io", "-f", "raw", *arguments, export.uri())
+    name = qemu_name(export, "unix")
+    said = run_tool("qemu-io", *qemu_objects(export), "-f", "raw", *arguments, name)
     assert "Pattern verification failed" not in said
     assert "ERROR" not in said
 
@@ -95,7 +108,7 @@ def test_qemu_io_is_told_why_a_request_failed(export: Target) -> None:
     commands = (f"read {SIZE_BYTES} 512", "read 0 512")
     arguments = [part for command in commands for part in ("-c", command)]
     done = subprocess.run(
-        ["qemu-io", "-f", "raw", *arguments, export.uri()],
+        ["qemu-io", *qemu_objects(export), "-f", "raw", *arguments, qemu_name(export, "unix")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -114,9 +127,11 @@ def storage_daemon(export: Target, folder: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [
             "qemu-storage-daemon",
+            *qemu_objects(export),
             "--blockdev",
             f"driver=nbd,node-name=n0,server.type=unix,server.path={export.path},export=r0,"
-            "reconnect-delay=60",
+            + ("tls-creds=tls0,tls-hostname=alpha," if export.client is not None else "")
+            + "reconnect-delay=60",
             "--nbd-server",
             f"addr.type=unix,addr.path={socket},max-connections=8",
             "--export",

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import pytest
 
 from tests.daemon import MIB, wait_for
 from tests.interop.conftest import Connect, Tool
-from tests.interop.targets import SIZE_BYTES, Target
+from tests.interop.targets import SIZE_BYTES, Target, nbdkit_plugin
 
 KIB = 1 << 10
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -92,10 +95,10 @@ def test_nbddump_prints_what_is_there(blank: Target, connect: Connect, run_tool:
 
 
 @contextlib.contextmanager
-def fuse_mounted(uri: str, folder: Path) -> Iterator[Path]:
-    """The export as a file, by nbdfuse."""
+def fuse_mounted(folder: Path, *source: str) -> Iterator[Path]:
+    """A URI, or a server in brackets, as a file by nbdfuse."""
     file = folder / "nbd"
-    process = subprocess.Popen(["nbdfuse", str(file), uri], stderr=subprocess.PIPE)
+    process = subprocess.Popen(["nbdfuse", str(file), *source], stderr=subprocess.PIPE)
     try:
         wait_for(lambda: file.exists() and file.stat().st_size > 0, 20, "nbdfuse has mounted")
         yield file
@@ -109,7 +112,11 @@ def test_nbdfuse_shows_the_export_as_a_file(export: Target, tmp_path: Path) -> N
     data = random.Random(4).randbytes(3 * MIB + 17)
     folder = tmp_path / "mnt"
     folder.mkdir()
-    with fuse_mounted(export.uri(), folder) as file:
+    source = [export.uri()]
+    if export.client is not None:
+        # It takes no certificates, so nbdkit's plugin speaks TLS for it.
+        source = ["[", "nbdkit", *nbdkit_plugin(export), "]"]
+    with fuse_mounted(folder, *source) as file:
         assert file.stat().st_size == SIZE_BYTES
         with file.open("r+b", buffering=0) as opened:
             opened.seek(1000)
@@ -120,36 +127,53 @@ def test_nbdfuse_shows_the_export_as_a_file(export: Target, tmp_path: Path) -> N
     assert export.backing().read_bytes()[1000 : 1000 + len(data)] == data
 
 
-def run_fio(run_tool: Tool, folder: Path, *options: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def home_of(export: Target) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+    """For fio, which takes no certificates in a URI: a home where libnbd finds them, the URI, and
+    what to put before its command, because libnbd looks into the home of any user but root."""
+    client = export.client
+    with tempfile.TemporaryDirectory(prefix="home-") as name:
+        home = Path(name)
+        if client is None:
+            yield home, export.uri(), ()
+            return
+        shutil.copytree(client, home / ".pki" / "libnbd")
+        nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+        if os.geteuid() == 0:
+            for path in (home, *home.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        uri = f"nbds://127.0.0.1:{export.port}/r0"
+        yield home, uri, (*(nobody if os.geteuid() == 0 else ()), "env", f"HOME={home}")
+
+
+def run_fio(run_tool: Tool, export: Target, *options: str) -> dict[str, Any]:
     """Run one fio job with its nbd engine; return the job's part of fio's report."""
-    # fio prints notes among its JSON on standard output, so the report goes to a file.
-    report = folder / "report.json"
-    output = ("--output-format=json", f"--output={report}")
-    run_tool("fio", "--name=job", "--ioengine=nbd", *options, *output, cwd=folder)
-    text = report.read_text()
+    with home_of(export) as (folder, uri, before):
+        # fio prints notes among its JSON on standard output, so the report goes to a file.
+        report = folder / "report.json"
+        output = ("--output-format=json", f"--output={report}")
+        named = ("--name=job", "--ioengine=nbd", f"--uri={uri}")
+        run_tool(*before, "fio", *named, *options, *output, cwd=folder)
+        text = report.read_text()
     (job,) = json.loads(text[text.index("{") :])["jobs"]
     assert isinstance(job, dict)
     return job
 
 
-def test_fio_verifies_what_it_wrote_at_random(
-    export: Target, run_tool: Tool, tmp_path: Path
-) -> None:
+def test_fio_verifies_what_it_wrote_at_random(export: Target, run_tool: Tool) -> None:
     options = ("--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=16m", "--fsync=256")
     verify = ("--verify=crc32c", "--do_verify=1", "--verify_fatal=1")
-    job = run_fio(run_tool, tmp_path, f"--uri={export.uri()}", *options, *verify)
+    job = run_fio(run_tool, export, *options, *verify)
     assert job["error"] == 0
     assert job["write"]["io_bytes"] == 16 * MIB
     assert job["read"]["io_bytes"] == 16 * MIB
 
 
 @pytest.mark.slow
-def test_fio_mixes_sizes_and_directions_without_an_error(
-    export: Target, run_tool: Tool, tmp_path: Path
-) -> None:
+def test_fio_mixes_sizes_and_directions_without_an_error(export: Target, run_tool: Tool) -> None:
     options = ("--rw=randrw", "--bsrange=512-256k", "--blockalign=512", "--iodepth=16")
     sizes = ("--size=32m", "--io_size=32m")
-    job = run_fio(run_tool, tmp_path, f"--uri={export.tcp_uri()}", *options, *sizes)
+    job = run_fio(run_tool, export, *options, *sizes)
     assert job["error"] == 0
     assert job["write"]["io_bytes"] > 0
     assert job["read"]["io_bytes"] > 0
