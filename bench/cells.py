@@ -102,8 +102,6 @@ MIX = Workload("randrw", 4 * KIB, 32, read_percent=70)
 WRITE_128K, READ_128K = Workload("write", 128 * KIB, 8), Workload("read", 128 * KIB, 8)
 WRITE_1M, READ_1M = Workload("write", MIB, 4), Workload("read", MIB, 4)
 
-NO_CLIENT_TLS = "clients cannot use TLS in this version"
-
 
 def pair_rows(wide: tuple[str, ...], short: tuple[str, ...]) -> tuple[Row, ...]:
     """Return the rows in which two copies are kept; `wide` and `short` take part."""
@@ -140,7 +138,8 @@ def setting_rows() -> tuple[Row, ...]:
         replace(_row("busy-1", WRITE_1, ("repl",), "busy control plane"), polled=True),
         _row("tls-peer", WRITE, ("repl-tls", "repl"), "peers over TLS"),
         _row("tls-peer-128k", WRITE_128K, ("repl-tls", "repl"), "peers over TLS"),
-        replace(_row("tls-client", WRITE, (), "clients over TLS"), missing=NO_CLIENT_TLS),
+        _row("tls-client", WRITE, ("repl-nbds", "repl-tls"), "client over TLS"),
+        _row("tls-client-128k", WRITE_128K, ("repl-nbds", "repl-tls"), "client over TLS"),
         replace(_row("far-write-4k-1", WRITE_1, DISTANT_PAIRS, "10 ms away"), stage=Stage.DISTANT),
         replace(_row("far-write-4k-32", WRITE, DISTANT_PAIRS, "10 ms away"), stage=Stage.DISTANT),
         replace(

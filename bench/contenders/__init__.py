@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.contender import Contender
 from bench.contenders.limit import Limit
-from bench.contenders.ours import NbdServer, Repl
+from bench.contenders.ours import NbdServer, Repl, Tls
 from bench.contenders.plain import Nbdkit, NbdServerC, QemuNbd
 from bench.contenders.qemu import QemuPair
 
@@ -12,7 +12,15 @@ CONTENDERS: dict[str, Contender] = {
     contender.key: contender
     for contender in (
         Repl("repl", "this project, two copies", replicated=True),
-        Repl("repl-tls", "this project, two copies, peers over TLS", replicated=True, tls=True),
+        Repl(
+            "repl-tls", "this project, two copies, peers over TLS", replicated=True, tls=Tls.PEERS
+        ),
+        Repl(
+            "repl-nbds",
+            "this project, two copies, peers and client over TLS",
+            replicated=True,
+            tls=Tls.EVERYWHERE,
+        ),
         Limit("limit", "C limit, two copies", replicated=True),
         Limit("limit-crc", "C limit with crc32c", replicated=True, crc=True),
         QemuPair("mirror-tcp", "qemu mirror over TCP"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,13 +24,21 @@ def commit_of(root: Path) -> str:
     return done.stdout.strip() or "no commit"
 
 
+class Tls(enum.Enum):
+    """What is encrypted."""
+
+    NOWHERE = enum.auto()
+    PEERS = enum.auto()
+    EVERYWHERE = enum.auto()
+
+
 class Repl(Contender):
     """Two nodes that mirror, or one alone; from this checkout or from another one."""
 
     kind = Kind.OURS
 
     def __init__(
-        self, key: str, title: str, *, replicated: bool, tls: bool = False, root: Path = ROOT
+        self, key: str, title: str, *, replicated: bool, tls: Tls = Tls.NOWHERE, root: Path = ROOT
     ) -> None:
         self.key = key
         self.title = title
@@ -55,15 +64,21 @@ class Repl(Contender):
                 beta.peer = ("alpha", alpha.peer_port)
                 # The node whose name sorts lower dials: alpha.
                 alpha.peer = ("beta", stack.enter_context(place.link(beta.peer_port)))
-            if self._tls:
+            if self._tls is not Tls.NOWHERE:
                 give_certificates(nodes, place.folder / "tls")
+            if self._tls is Tls.EVERYWHERE:
+                encrypt_for_clients(nodes[0])
             for node in nodes:
                 stack.callback(node.clean_up)
             with_metrics(nodes[0], metrics_port)
             self._start(nodes)
             groups = [node.groups[-1] for node in nodes]
+            uri = nodes[0].uri(VOLUME)
+            if self._tls is Tls.EVERYWHERE:
+                # fio's engine takes no certificates; what is encrypted is the same without.
+                uri = f"nbds{uri.removeprefix('nbd')}&tls-verify-peer=false"
             yield Served(
-                nodes[0].uri(VOLUME),
+                uri,
                 (groups[0],),
                 tuple(groups[1:]),
                 tuple(node.backing(VOLUME) for node in nodes),
@@ -92,6 +107,11 @@ def give_certificates(nodes: list[Node], folder: Path) -> None:
     nodes[0].ctl_ok("tls", "init", str(folder), *(node.name for node in nodes))
     for node in nodes:
         node.tls_folder = folder
+
+
+def encrypt_for_clients(node: Node) -> None:
+    """Have clients come by TLS, too; `give_certificates` came before."""
+    node.nbd_options = ('tls = "required"', "tls_verify_clients = false")
 
 
 def with_metrics(node: Node, port: int) -> None:

@@ -144,6 +144,27 @@ def test_queued_descriptor_survives_the_close_of_its_original(loop_factory: Loop
     run(loop_factory, scenario)
 
 
+@pytest.mark.parametrize("queued", [False, True])
+def test_several_descriptors_arrive_with_one_message_in_order(
+    loop_factory: Loop, queued: bool
+) -> None:
+    async def scenario() -> None:
+        async with ends() as (left, _, inbox):
+            while queued and not left.queued:
+                left.send({"t": "x" * 100_000})
+            pairs = [socket.socketpair() for _ in range(2)]
+            left.send({"kind": "client"}, *(far.fileno() for _, far in pairs))
+            for _, far in pairs:
+                far.close()
+            await inbox.until(lambda: bool(inbox.fds))
+            for number, (near, _) in enumerate(pairs):
+                with near, socket.socket(fileno=inbox.fds[number]) as received:
+                    received.sendall(b"through")
+                    assert near.recv(16) == b"through"
+
+    run(loop_factory, scenario)
+
+
 def test_descriptor_that_nobody_takes_is_closed(loop_factory: Loop) -> None:
     async def scenario() -> None:
         async with ends() as (left, right, inbox):
