@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbdserver.admission import TlsMode
 from nbdserver.errors import HandshakeViolation, LocalError
@@ -143,3 +145,53 @@ def test_driver_that_reads_plaintext_or_secures_unasked_is_our_bug() -> None:
     driver.send(STARTTLS)
     with pytest.raises(LocalError):
         driver.handshake.receive_data(b"x")
+
+
+OPTIONS = st.sampled_from(
+    [
+        option(Option.LIST),
+        option(Option.LIST, b"x"),
+        option(Option.INFO, info_data(b"vol")),
+        option(Option.INFO, info_data(b"nope", 1, 3)),
+        option(Option.STRUCTURED_REPLY),
+        option(Option.EXTENDED_HEADERS),
+        option(Option.LIST_META_CONTEXT, context_data(b"vol")),
+        option(Option.SET_META_CONTEXT, context_data(b"vol", b"base:allocation")),
+        option(Option.SET_META_CONTEXT, b"short"),
+        option(77, b"unknown"),
+    ]
+)
+LAST = st.sampled_from([go(b"vol"), option(Option.EXPORT_NAME, b"vol"), option(Option.ABORT)])
+
+
+@given(before=st.lists(OPTIONS, max_size=8), after=st.lists(OPTIONS, max_size=8), last=LAST)
+def test_whatever_came_in_plaintext_changes_no_answer_after_starttls(
+    before: list[bytes], after: list[bytes], last: bytes
+) -> None:
+    fresh, used = secured(TlsMode.ALLOWED), greeted(TlsMode.ALLOWED)
+    for each in before:
+        used.send(each)
+    used.send(STARTTLS)
+    used.handshake.secured()
+    used.sent.clear()
+    assert outcome(fresh, [*after, last]) == outcome(used, [*after, last])
+
+
+def outcome(driver: Driver, options: list[bytes]) -> tuple[bytes, object]:
+    """What is sent, and how it ends: EXPORT_NAME after extended headers is a violation."""
+    driver.end = None
+    try:
+        for each in options:
+            driver.send(each)
+    except HandshakeViolation as violation:
+        return bytes(driver.sent), str(violation)
+    return bytes(driver.sent), driver.end
+
+
+@given(before=st.lists(OPTIONS, max_size=12))
+def test_required_tls_asks_nobody_and_tells_nothing_before_it(before: list[bytes]) -> None:
+    driver = greeted(TlsMode.REQUIRED).send(b"".join(before))
+    kinds = [kind for _, kind, _ in driver.replies()]
+    assert kinds == [Reply.ERR_TLS_REQD] * len(before)
+    assert (driver.asked, driver.end) == ([], None)
+    assert driver.handshake._negotiated == Handshake()._negotiated
