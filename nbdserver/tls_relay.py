@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import sys
@@ -27,6 +28,9 @@ from nbdserver.tls import reason_of
 RECEIVE_BYTES: Final = 256 << 10
 #: For a client to read what was sent before a close, while it still sends itself.
 LINGER_S: Final = 1.0
+#: A client that takes nothing for so long is not waited for once the server has closed.
+LOOK_S: Final = 5.0
+_GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 #: Shared by all relays of a process, because nothing stays in them between two callbacks.
 _received: Final = memoryview(bytearray(RECEIVE_BYTES))
@@ -59,6 +63,9 @@ class Relay:
         self._to_server = self._to_client = _NOTHING
         self._client_ended = self._server_ended = False
         self._closed = False
+        #: While the client does not take what it is sent: the next look, and bytes that it took.
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._sent_bytes = 0
         #: Callbacks that the loop has now, by descriptor and direction.
         self._reads: set[int] = set()
         self._writes: set[int] = set()
@@ -75,6 +82,8 @@ class Relay:
         if self._closed:
             return
         self._closed = True
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         for sock in (self._client, self._server):
             if sock is not None:
                 self._read(sock, False)
@@ -222,7 +231,28 @@ class Relay:
                 self.close(reason_of(error))
                 return
             self._to_client = self._to_client[sent:]
+            self._sent_bytes += sent
         self._write(self._client, bool(self._to_client), self._client_writable)
+        if self._to_client and self._look_timer is None and not self._closed:
+            self._look_timer = self._loop.call_later(LOOK_S, self._look, self._sent_bytes)
+
+    def _look(self, sent_bytes: int) -> None:
+        """Give up a client that takes nothing of a server that is gone, which nobody counts."""
+        self._look_timer = None
+        if self._closed or not self._to_client:
+            return
+        if self._sent_bytes == sent_bytes and self._server_is_gone():
+            self.close()
+            return
+        self._look_timer = self._loop.call_later(LOOK_S, self._look, self._sent_bytes)
+
+    def _server_is_gone(self) -> bool:
+        """Whether the server has closed, even if not all that it sent is read yet."""
+        if self._server is None or self._server_ended:
+            return True
+        poll = select.poll()
+        poll.register(self._server.fileno(), _GONE)
+        return bool(poll.poll(0))
 
     def _client_writable(self) -> None:
         self._flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdserver.admission import TlsMode
@@ -164,6 +164,7 @@ OPTIONS = st.sampled_from(
 LAST = st.sampled_from([go(b"vol"), option(Option.EXPORT_NAME, b"vol"), option(Option.ABORT)])
 
 
+@settings(deadline=None, max_examples=80)
 @given(before=st.lists(OPTIONS, max_size=8), after=st.lists(OPTIONS, max_size=8), last=LAST)
 def test_whatever_came_in_plaintext_changes_no_answer_after_starttls(
     before: list[bytes], after: list[bytes], last: bytes
@@ -188,6 +189,7 @@ def outcome(driver: Driver, options: list[bytes]) -> tuple[bytes, object]:
     return bytes(driver.sent), driver.end
 
 
+@settings(deadline=None, max_examples=40)
 @given(before=st.lists(OPTIONS, max_size=12))
 def test_required_tls_asks_nobody_and_tells_nothing_before_it(before: list[bytes]) -> None:
     driver = greeted(TlsMode.REQUIRED).send(b"".join(before))
