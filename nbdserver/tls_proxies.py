@@ -65,7 +65,14 @@ class TlsProxies:
         The caller keeps `sock` and neither reads nor writes it any more. Nothing may have been
         received from it beyond the client's STARTTLS. Raises TlsRefused.
         """
-        return await self._living(next(self._turn)).secure(sock)
+        index = next(self._turn)
+        number = self._living(index).take(sock)
+        if number is None:
+            # It died just now, and never had the socket.
+            number = self._living(index).take(sock)
+        if number is None:
+            raise TlsRefused("no TLS proxy takes the client")
+        return await self._living(index).answer(number)
 
     @property
     def pids(self) -> list[int]:
@@ -105,18 +112,26 @@ class _Proxy:
             self.pid = _spawn(json.dumps(asdict(files) | {"handshake_s": handshake_s}), far)
         self._loop.add_reader(near.fileno(), self._readable)
 
-    async def secure(self, sock: socket.socket) -> tuple[socket.socket, Credentials]:
+    def take(self, sock: socket.socket) -> int | None:
+        """Pass the socket on; the number of the question, or None if nothing was passed."""
         number = next(self._numbers)
-        answer: asyncio.Future[tuple[socket.socket, Credentials]] = self._loop.create_future()
-        self._waiting[number] = answer
         try:
-            try:
-                socket.send_fds(self._channel, [str(number).encode()], [sock.fileno()])
-            except OSError as error:
-                raise TlsRefused(f"the TLS proxy takes no client: {error.strerror}") from error
-            self._owed[number] = self._loop.call_later(
-                self._handshake_s + ANSWER_S, self._died, "does not answer"
-            )
+            socket.send_fds(self._channel, [str(number).encode()], [sock.fileno()])
+        except BlockingIOError:
+            return None
+        except OSError:
+            self._died("ended")
+            return None
+        self._waiting[number] = self._loop.create_future()
+        self._owed[number] = self._loop.call_later(
+            self._handshake_s + ANSWER_S, self._died, "does not answer"
+        )
+        return number
+
+    async def answer(self, number: int) -> tuple[socket.socket, Credentials]:
+        """What came of the question. Raises TlsRefused."""
+        answer = self._waiting[number]
+        try:
             return await answer
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:

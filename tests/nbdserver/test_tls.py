@@ -305,6 +305,7 @@ def test_dead_proxy_costs_its_own_clients_only_and_is_counted(
         assert first.is_closed_by_server()
         assert second.ask(write(0, b"y")) == 0
         wait_for(lambda: server.open_descriptors() < before, "the lost client is forgotten")
+        wait_for(lambda: bool(server.log), "the loss is noticed")
         for _ in range(2):
             with start_tls(RawClient.to_tcp(server.port).greet(), pki.context()) as later:
                 begun(later, b"")
