@@ -11,7 +11,9 @@ TEST_WORKERS ?= 2
 PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
 # What runs on an event loop: `make test-all` runs it again on the standard library's.
 LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
-SEEDS ?= 1..1000
+# Seeds for `make sim`; none: new ones until it is stopped. How many processes it takes.
+SEEDS ?=
+JOBS ?= 2
 # How long `make torture` goes on, or `make fuzz` with each of its targets (90, 10m, 2h), and the seed
 # that decides what they do, if given.
 DURATION ?= 1h
@@ -66,8 +68,8 @@ bench-micro: setup ## what the Python between two system calls costs (bench/READ
 	@$(PYTHON) -m pytest -q bench/micro.py bench/micro_nbd.py --benchmark-only \
 	  --benchmark-columns=min,median,ops
 
-sim: setup ## simulated faults from a seed on: make sim SEEDS=1..1000
-	@$(PYTHON) -m tests.sim --seeds $(SEEDS)
+sim: setup ## simulated faults until stopped, or make sim SEEDS=1..1000
+	@$(PYTHON) -m tests.sim --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS))
 
 torture: setup ## real nodes under random kills, stops, cuts and full disks: make torture DURATION=2h SEED=7
 	@$(PYTHON) -m tests.torture --duration $(DURATION) $(if $(SEED),--seed $(SEED))

@@ -17,7 +17,7 @@ from repl.core.facts import Facts, Maps
 from repl.errors import Refused
 from repl.store.metadata import Metadata
 from tests.sim.laws import Laws
-from tests.sim.ledger import Violation
+from tests.sim.violation import Rule, Violation
 from tests.store.power_loss_disk import PowerLossDisk, Write
 
 BLOCK_BYTES = 4096
@@ -170,7 +170,9 @@ class Judge:
         try:
             loaded = Metadata.load(disk, self._recording.volume)
         except Refused as refused:
-            raise Violation(f"after a power cut: {refused.what} {refused.why}") from refused
+            raise Violation(
+                Rule.METADATA, f"after a power cut: {refused.what} {refused.why}"
+            ) from refused
         return loaded.facts, loaded.maps
 
     def judge(self) -> None:
@@ -195,7 +197,9 @@ class Judge:
         disks = self._disks[event.node]
         for block, version in event.blocks:
             if not disks.maps.intents.any_in(block * BLOCK_BYTES, BLOCK_BYTES):
-                raise Violation(f"{event.node}: block {block} is written without a durable intent")
+                raise Violation(
+                    Rule.ORDER, f"{event.node}: block {block} is written without a durable intent"
+                )
             disks.unsynced.setdefault(block, []).append(version)
         self._check_known(block for block, _ in event.blocks)
 
@@ -243,20 +247,24 @@ class Judge:
         disks.facts, disks.maps = self._load(
             disks.metadata.cut_after(len(disks.metadata.log), None)
         )
-        disks.laws.facts = disks.facts
+        disks.laws.stored(disks.facts)
         # What is durable now needs no log.
         disks.metadata.start_recording()
         self._check_lineage(event.node, before, disks.facts)
         drawn, disks.drawn = disks.drawn, []
         for facts, maps in drawn:
             if facts == disks.facts != before and not _holds(maps, disks.maps):
-                raise Violation(f"{event.node}: a power cut leaves a record without its maps")
+                raise Violation(
+                    Rule.DIRTY, f"{event.node}: a power cut leaves a record without its maps"
+                )
         self._check_known(self._touched())
 
     def _check_lineage(self, node: str, old: Facts, new: Facts) -> None:
         known = {entry.id for entry in new.lineage}
         if old.lineage and old.generation.id not in known:
-            raise Violation(f"{node}: a power cut takes generation {old.generation.id:x} away")
+            raise Violation(
+                Rule.LINEAGE, f"{node}: a power cut takes generation {old.generation.id:x} away"
+            )
 
     def _touched(self) -> set[int]:
         return {
@@ -274,7 +282,9 @@ class Judge:
             if len(found) > 1 and not any(
                 _names(facts, maps, block) for facts, maps in stored.values()
             ):
-                raise Violation(f"block {block} may hold any of {sorted(found)}: in no map")
+                raise Violation(
+                    Rule.DIRTY, f"block {block} may hold any of {sorted(found)}: in no map"
+                )
 
     # What leaves.
 
@@ -295,18 +305,25 @@ class Judge:
             owed[asked.block] = asked.version
         primaries = [disks for disks in self._disks.values() if disks.facts.is_primary]
         if len(primaries) != 1:
-            raise Violation(f"{asked} is answered; {len(primaries)} nodes are stored as primary")
+            raise Violation(
+                Rule.TWO_PRIMARIES,
+                f"{asked} is answered; {len(primaries)} nodes are stored as primary",
+            )
         generation = primaries[0].facts.generation
         if generation.primary != primaries[0].facts.node_id or not generation.answered:
-            raise Violation(f"{asked} is answered under a generation that does not say so")
+            raise Violation(
+                Rule.ORDER, f"{asked} is answered under a generation that does not say so"
+            )
         for node, disks in self._disks.items():
             if disks.facts.node_id not in generation.members:
                 continue
             if asked.version and disks.written.get(asked.block, 0) < asked.version:
-                raise Violation(f"{asked} is answered and {node} does not have it")
+                raise Violation(Rule.LEDGER, f"{asked} is answered and {node} does not have it")
             for block, version in owed.items():
                 if disks.durable.get(block, 0) < version:
-                    raise Violation(f"{asked} is answered; {node} may lose block {block}")
+                    raise Violation(
+                        Rule.LEDGER, f"{asked} is answered; {node} may lose block {block}"
+                    )
 
 
 def _holds(found: Maps, promised: Maps) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.node.power_cuts import Asked, Judge, Recording, Replied, Written
 from tests.node.recorded_pair import NODES, RecordedPair, Tape
-from tests.sim.ledger import Violation
+from tests.sim.violation import Violation
 
 
 async def run_pair(pair: RecordedPair) -> None:

@@ -1,7 +1,8 @@
 """A client with many requests in flight: overlapping writes, trims, flushes, FUA, reads.
 
-It re-sends nothing: a request whose connection ended is in doubt for ever. It connects to whichever
-node serves, and disappears now and then.
+It connects to whichever node serves, and disappears now and then. A client that re-sends sends
+what was not answered again, in its order, on the next connection, as a kernel's block device does;
+one that does not leaves it in doubt for ever.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from tests.sim.ledger import Op, OpKind
 if TYPE_CHECKING:
     from tests.sim.node import Node
     from tests.sim.world import World
+
+#: The longest trims and zeroings, in bytes: more than a frame may carry.
+HUGE_BYTES = 300 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,9 @@ class Load:
     read: float = 0.1
     vanish: float = 0.001
     huge: float = 0.002
+    resend: bool = False
+    #: It connects to any node that serves, not to the first one.
+    roams: bool = False
 
 
 class Client:
@@ -44,58 +51,93 @@ class Client:
         self.node: Node | None = None
         self.in_flight: dict[Op, None] = {}
         self.active = False
-        choice = world.choice
+        #: What the last connection did not answer, to be sent again.
+        self._unanswered: list[Op] = []
+        self._steps = 0
+        self._paused_until_s = 0.0
+        choice = world.dice.clients
         last = world.geometry.size_bytes - load.area_bytes
         self._areas = [
             choice.randrange(last // SECTOR_BYTES) * SECTOR_BYTES for _ in range(load.hot_areas)
         ] + [last // SECTOR_BYTES * SECTOR_BYTES]
 
     def start(self) -> None:
+        """Begin, or go on, to send requests."""
         self.active = True
-        self._step()
+        self._steps += 1
+        self._step(self._steps)
 
-    def _step(self) -> None:
-        world = self.world
-        if not self.active:
+    def _step(self, number: int) -> None:
+        world, choice = self.world, self.world.dice.clients
+        if number != self._steps or (not self.active and self.idle):
             return
-        world.clock.after(self.load.pause_s * (0.2 + 1.6 * world.choice.random()), self._step)
+        pause_s = self.load.pause_s * (0.2 + 1.6 * choice.random())
+        world.clock.after(pause_s, lambda: self._step(number))
         if self.node is None:
             self._attach()
             return
-        if world.choice.random() < self.load.vanish:
-            world.say("client", f"vanishes with {len(self.in_flight)} requests in flight")
-            self.leave()
+        if not self.active or world.clock.now_s < self._paused_until_s:
+            return
+        if choice.random() < self.load.vanish:
+            self.vanish()
             return
         while self.node is not None and len(self.in_flight) < self.load.depth:
-            if not self.submit(self._random_op()) or world.choice.random() < 0.4:
+            if not self.submit(self._random_op()) or choice.random() < 0.4:
                 break
 
+    def vanish(self) -> None:
+        """Disappear without a word."""
+        if self.node is not None:
+            self.world.say("client", f"vanishes with {len(self.in_flight)} requests in flight")
+            self.leave()
+
     def _attach(self) -> None:
-        for node in self.world.nodes.values():
-            if node.serving and not node.ghosts:
-                self.node = node
-                node.clients.append(self)
-                return
+        serving = [n for n in self.world.nodes.values() if n.serving and not n.ghosts]
+        if serving:
+            roams = self.load.roams
+            self.attach_to(self.world.dice.clients.choice(serving) if roams else serving[0])
 
     def attach_to(self, node: Node) -> None:
-        """Connect to this very node, which serves."""
+        """Connect to this very node, which serves, and send again what was not answered."""
         assert self.node is None and node.serving
         self.node = node
         node.clients.append(self)
+        unanswered, self._unanswered = self._unanswered, []
+        for index, op in enumerate(unanswered):
+            if not self.submit(op.again()):
+                # The connection broke again; `detached` has kept those that were sent.
+                self._unanswered += unanswered[index + 1 :]
+                break
 
     def leave(self) -> None:
         """Close the connection; the node finishes what is in flight without answering."""
         if self.node is not None:
             self.node.clients.remove(self)
+            self.node.client_gone()
             self.detached()
 
     def detached(self) -> None:
         """The connection is closed, by whichever side."""
         self.node = None
+        if self.load.resend:
+            self._unanswered = [*self.in_flight, *self._unanswered]
         self.in_flight.clear()
 
+    def pause(self, seconds: float) -> None:
+        """Send nothing new for a while."""
+        self._paused_until_s = self.world.clock.now_s + seconds
+
+    def stop(self) -> None:
+        """Send nothing new; what was not answered is still sent again."""
+        self.active = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for nothing and owes nothing."""
+        return not self.in_flight and not self._unanswered
+
     def submit(self, op: Op) -> bool:
-        """Send one request; return whether the connection was still there."""
+        """Send one request; return whether the connection was still there after it."""
         if self.node is None:
             return False
         op.owner = self
@@ -112,7 +154,7 @@ class Client:
         self.world.answered_ops += 1
 
     def _random_op(self) -> Op:
-        choice, load = self.world.choice, self.load
+        choice, load = self.world.dice.clients, self.load
         number = self.world.next_version()
         drawn = choice.random()
         if drawn < load.flush:
@@ -128,10 +170,10 @@ class Client:
         return Op(number, kind, offset, length, choice.random() < load.fua)
 
     def _random_range(self) -> tuple[int, int]:
-        choice, load = self.world.choice, self.load
+        choice, load = self.world.dice.clients, self.load
         size_bytes = self.world.geometry.size_bytes
         if choice.random() < load.huge:
-            length = min(size_bytes, 300 << 10)
+            length = min(size_bytes, HUGE_BYTES)
             offset = choice.randrange((size_bytes - length) // SECTOR_BYTES) * SECTOR_BYTES
             return offset, length
         area = choice.choice(self._areas)

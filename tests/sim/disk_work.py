@@ -16,7 +16,8 @@ from repl.node.writing import Writer
 from repl.store.backing import Backing
 from repl.store.iothreads import IoThreads
 from repl.store.metadata import Metadata
-from tests.sim.disk import SECTOR_BYTES, Loss
+from tests.sim.cells import Event
+from tests.sim.disk import SECTOR_BYTES, Operation
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -49,10 +50,11 @@ class _Backing:
         buffer[:] = self._node.data.pread(offset, len(buffer))
 
     def _take_room(self, offset: int, length: int) -> None:
-        """On a full disk only blocks that exist can be written, on a broken one nothing."""
-        if self._node.fail_writes:
-            raise OSError(errno.EIO, "the simulated disk said no")
+        """On a full disk only blocks that exist can be written."""
         if self._node.full and not self._node.data.is_allocated(offset, length):
+            if not self._node.core.full:
+                # What finds no room and is tried again is no new event.
+                self._node.note(Event.DISK_FULL)
             raise OSError(errno.ENOSPC, "no room in the simulated disk")
 
     def reserve(self, offset: int, length: int) -> bool:
@@ -93,15 +95,21 @@ class DiskWork:
         self._writer = Writer(
             volume, cast(Backing, self._backing), threads, node.disk_failed, lambda feed: feed()
         )
+        self._block_bytes = 1 << volume.maps.remaining.block_shift
         #: Chunks that were read for a resync and are not sent yet.
         self.ready: dict[int, bytes] = {}
 
+    # Metadata.
+
     def commit(self, commit: Commit) -> None:
+        """Begin a commit."""
         prepared = self._metadata.prepare(commit)
         recorder = _Recorder()
         file, self._metadata._file = self._metadata._file, recorder
         self._metadata.carry_out(prepared)
         self._metadata._file = file
+        if commit.facts is not None:
+            self._node.world.lines.mark_begins(self._node, commit.facts)
         self._node.laws.commit_begins(commit)
         self._commit_step(commit, recorder.steps, 0)
 
@@ -116,37 +124,47 @@ class DiskWork:
             self._node.later(0.0, lambda: self._committed(commit))
 
     def _commit_do(self, commit: Commit, steps: list[tuple[int, bytes] | None], index: int) -> None:
-        step = steps[index]
-        if step is None:
-            self._node.meta.sync()
-            self._node.effect()
-        else:
-            offset, data = step
-            for start in range(0, len(data), SECTOR_BYTES):
-                self._node.meta.pwrite(offset + start, data[start : start + SECTOR_BYTES])
+        step, meta = steps[index], self._node.meta
+        try:
+            if step is None:
+                meta.sync()
                 self._node.effect()
+            else:
+                offset, data = step
+                for start in range(0, len(data), SECTOR_BYTES):
+                    meta.pwrite(offset + start, data[start : start + SECTOR_BYTES])
+                    self._node.effect()
+        except OSError as error:
+            self._node.metadata_failed(error)
+            return
         self._commit_step(commit, steps, index + 1)
 
     def _committed(self, commit: Commit) -> None:
-        before = self._node.laws.facts
-        self._node.laws.commit_done(commit)
-        after = self._node.laws.facts
-        self._node.world.lines.stored(self._node, before, after)
+        node = self._node
+        before = node.laws.facts
+        node.laws.commit_done(commit)
+        after = node.laws.facts
+        node.world.lines.stored(node, before, after)
         if after.lineage and (not before.lineage or before.generation != after.generation):
             generation = after.generation
             if generation.members == (after.node_id,):
-                self._node.ledger.went_alone(self._node.name)
-            elif self._node.core.sessions[self._node.peer].phase is Phase.JOINING:
-                self._node.ledger.durable_everywhere(self._node.ledger.moment)
-            self._node.world.say(
-                self._node.name,
+                node.ledger.went_alone(node.name)
+                node.world.check_durable(node)
+            elif node.core.sessions[node.peer].phase is Phase.JOINING:
+                node.ledger.durable_everywhere(node.ledger.moment)
+                node.world.check_durable(node, node.world.other(node))
+            node.say(
                 f"stored generation {generation.counter} ({generation.id & 0xFFFF:04x}) "
-                f"{self._node.world.names_of(generation.members)} {generation.origin.value}"
+                f"{sorted(node.world.names_of(generation.members))} {generation.origin.value}"
                 f"{' answered' if generation.answered else ''}",
             )
-        self._node.core.metadata_done(commit.number)
+        node.note(Event.METADATA_DONE)
+        node.core.metadata_done(commit.number)
+
+    # The backing.
 
     def write(self, jobs: list[DiskJob]) -> None:
+        """The clients' writes of a turn."""
         self._writer.write(jobs)
 
     def look_for_room(self) -> None:
@@ -162,50 +180,58 @@ class DiskWork:
             self._writer.let_go()
 
     def apply(self, jobs: list[ApplyJob]) -> None:
+        """A peer's frames."""
         self._applier.apply(jobs)
 
     def copy(self, job: CopyJob) -> None:
+        """Read a chunk for a resync, a little later."""
         number, offset, length, digest, peer = job
-        world = self._node.world
+        node = self._node
 
         def read() -> None:
-            hole_end = self._node.data.hole_end(offset)
             digests: bytes | None = None
+            hole_end = node.data.hole_end(offset)
             if hole_end < offset + length:
                 hole_end = 0
-                data = self._node.data.pread(offset, length)
+                try:
+                    data = node.data.pread(offset, length)
+                except OSError as error:
+                    node.disk_failed(f"read for a resync: {error}")
+                    return
                 if digest:
-                    block_bytes = 1 << self._node.core.maps.remaining.block_shift
-                    digests = digests_of(bytearray(data), block_bytes)
+                    digests = digests_of(bytearray(data), self._block_bytes)
                 else:
                     self.ready[number] = data
             told = lambda: report(hole_end, digests)  # noqa: E731
-            self._node.later(
-                world.disk_delay_s(self._node), lambda: self._node.unless_held("reads", told)
-            )
+            node.later(node.world.disk_delay_s(node), lambda: node.unless_held("reads", told))
 
         def report(hole_end: int, digests: bytes | None) -> None:
-            self._node.core.chunk_read(peer, number, hole_end, digests)
-            self._node.later(0.0, lambda: self._forget_chunk(number))
+            if node.core.sessions[peer].phase is Phase.SOURCE:
+                # A late answer to an earlier connection is no event.
+                node.note(Event.CHUNK_READ)
+            node.core.chunk_read(peer, number, hole_end, digests)
+            node.later(0.0, lambda: self._forget_chunk(number))
 
-        self._node.later(world.disk_delay_s(self._node), read)
+        node.later(node.world.disk_delay_s(node), read)
 
     def _forget_chunk(self, number: int) -> None:
         self.ready.pop(number, None)
 
     def sync(self, number: int) -> None:
-        mark = self._node.data.begin_sync()
+        """Make what was written until now durable, a little later."""
+        node = self._node
+        mark = node.data.begin_sync()
 
         def done() -> None:
-            if self._node.fail_syncs:
-                # The kernel drops the pages that it could not write.
-                self._node.data.lose_power(Loss.SOME, self._node.world.choice)
-                self._node.world.cache_lost(self._node)
-                self._node.disk_failed("sync: the disk said no")
+            try:
+                node.data.check(Operation.SYNC)
+            except OSError:
+                node.sync_failed()
                 return
-            self._node.data.end_sync(mark)
-            self._node.effect()
-            self._node.core.sync_done(number)
+            node.data.end_sync(mark)
+            node.effect()
+            node.note(Event.SYNC_DONE)
+            node.core.sync_done(number)
 
-        delay_s = self._node.world.disk_delay_s(self._node) * 3
-        self._node.later(delay_s, lambda: self._node.unless_held("syncs", done))
+        delay_s = node.world.disk_delay_s(node) * 3
+        node.later(delay_s, lambda: node.unless_held("syncs", done))

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repl.core.facts import Facts
-from repl.core.lineage import Origin
-from repl.core.promotion import PromoteRequest
+from repl.core.lineage import Generation, Origin
 from repl.core.verdict import Verdict
-from tests.sim.ledger import Ledger, Violation
+from tests.sim.cells import Event
+from tests.sim.ledger import Ledger
+from tests.sim.violation import Rule, Violation
 
 if TYPE_CHECKING:
     from tests.sim.node import Node
@@ -42,51 +43,63 @@ class _Order:
 class Lines:
     """The lines of copies of one world, and the orders that end them."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, first: Ledger) -> None:
         self._world = world
-        self.all = [world.ledger]
+        #: All that ever were; more than one after an operator gave up data.
+        self.all = [first]
         self._orders: list[_Order] = []
-        #: By node: a promotion that was asked for, and whether what was vouched is true.
-        self._asked: dict[str, tuple[PromoteRequest, bool]] = {}
-        #: Nodes whose copy was declared worthless by an operator.
+        #: Nodes whose copy was declared worthless: it may be overwritten whatever it holds.
         self.discarded: set[str] = set()
         self.granted = 0
+        #: Generations under which a client got an answer, and those whose mark says that one may
+        #: have got one because a request waited when the mark was about to be stored.
+        self.answered_under: set[int] = set()
+        self._waited_under: set[int] = set()
 
     # Beginnings.
-
-    def asked(self, node: Node, request: PromoteRequest) -> None:
-        """An operator asks for a promotion."""
-        if not node.core.roles.busy and not node.core.is_primary:
-            self._asked[node.name] = request, self._world.may_vouch(node)
 
     def stored(self, node: Node, before: Facts, after: Facts) -> None:
         """A commit of the node is durable."""
         if not after.lineage:
             return
-        generation = after.generation
-        if before.lineage and before.generation != generation:
-            asked = self._asked.get(node.name)
-            if asked is not None and generation.primary == after.node_id:
-                request, truly = asked
-                if generation.origin is Origin.DATA_LOST and request.lose_data:
-                    self._begin(node, lacks=False)
-                elif generation.origin is Origin.PEER_DEAD and request.peer_dead and not truly:
-                    lacks = node.name in node.ledger.behind
-                    if not lacks:
-                        self._check(node, "promoted by a wrong word")
-                    self._begin(node, lacks=lacks)
+        if not before.lineage or before.generation != after.generation:
+            self._generation_stored(node, after.generation)
         self._check_choice(node, before, after)
 
-    def _begin(self, node: Node, *, lacks: bool) -> None:
-        del self._asked[node.name]
-        self._world.say(node.name, "its copy is a line of its own from now on")
-        node.ledger = node.ledger.fork(node.data.image, lacks=lacks)
+    def _generation_stored(self, node: Node, generation: Generation) -> None:
+        """A copy that an operator promotes goes on as a line of its own, if he gave up data."""
+        if generation.origin is Origin.ADOPTED and generation.counter == 1:
+            other = self._world.other(node)
+            if not other.started or other.stored_facts().fresh:
+                node.ledger.lose_history(node.data.image)
+            else:
+                self.fork(node, lacks=False, reason="an operator declared a copy the one")
+        request = node.request
+        if generation.primary != node.node_id or request is None:
+            return
+        if generation.origin is Origin.DATA_LOST:
+            node.request = None
+            self.fork(node, lacks=False, reason="an operator accepted a loss of data")
+        elif generation.origin is Origin.PEER_DEAD:
+            node.request = None
+            if not node.vouched_truly:
+                lacks = node.name in node.ledger.behind
+                if not lacks:
+                    node.ledger.check(node.data.image, f"{node.name}, promoted by a wrong word")
+                self.fork(node, lacks=lacks, reason="an operator vouched and was wrong")
+
+    def fork(self, node: Node, *, lacks: bool, reason: str) -> None:
+        """The copy of this node is a line of its own from now on."""
+        node.say("its copy is a line of its own from now on")
+        node.ledger = node.ledger.fork(node.name, node.data.image, lacks=lacks)
         self.discarded.discard(node.name)
         self.all.append(node.ledger)
+        self._world.excuse(reason)
 
-    def _check(self, node: Node, what: str) -> None:
-        whole = len(node.data.image) // 512 * 512
-        node.ledger.check(node.data.image[:whole], f"{node.name}, {what}")
+    def mark_begins(self, node: Node, facts: Facts) -> None:
+        """A record is about to be stored; it may say that its generation has answered."""
+        if facts.lineage and facts.generation.answered and node.client_port.in_flight:
+            self._waited_under.add(facts.generation.id)
 
     # Ends.
 
@@ -104,8 +117,9 @@ class Lines:
         allowed = node.name in self.discarded or node.ledger.gives_up(source.ledger)
         if not self._ordered(node, source) and not allowed:
             raise Violation(
+                Rule.KEPT,
                 f"{node.name} is overwritten from {source.name}, but acknowledged "
-                f"{node.ledger.acked_alone} writes of its own that nobody gave up"
+                f"{node.ledger.acked_writes} writes, and some of its own that nobody gave up",
             )
 
     def _ordered(self, node: Node, source: Node) -> bool:
@@ -113,7 +127,7 @@ class Lines:
             opposite = order.given_up is source.ledger and node.ledger.comes_from(order.kept)
             if opposite and order.verdict is not None and order.verdict.ok:
                 text = f"{node.name} is given up, but {order.keep} was confirmed to be kept"
-                raise Violation(text)
+                raise Violation(Rule.KEPT, text)
         return any(
             order.given_up is node.ledger
             and source.ledger.comes_from(order.kept)
@@ -129,15 +143,34 @@ class Lines:
             return
         theirs = other.laws.facts
         if after.generation.id in theirs.discarded and theirs.generation.id in after.discarded:
-            raise Violation("each copy is chosen against the other")
+            raise Violation(Rule.KEPT, "each copy is chosen against the other")
         went_back = bool(before.lineage) and before.generation.id not in {
             entry.id for entry in after.lineage
         }
-        if went_back and theirs.inconsistent:
-            raise Violation(f"{node.name} gives up its own, and the other copy is no whole one")
+        if went_back and theirs.inconsistent and not theirs.everything_suspect:
+            # One whose disk failed meanwhile was a whole one when the choice was made.
+            text = f"{node.name} gives up its own, and the other copy is no whole one"
+            raise Violation(Rule.KEPT, text)
         if went_back and node.ledger is not other.ledger:
             self._check_end(node, other)
             node.ledger.ended = True
+
+    def split(self, node: Node) -> None:
+        """The handshake says split-brain: only after an operator's word, and both are kept.
+
+        Or if a primary died between the storing of the mark and the answer that it was for.
+        """
+        other = self._world.other(node)
+        if node.ledger is not other.ledger:
+            return
+        mine, theirs = node.core.facts.lineage, other.stored_facts().lineage
+        known = {entry.id for entry in mine} & {entry.id for entry in theirs}
+        for side in (mine, theirs):
+            marked = {entry.id for entry in side if entry.answered} - known
+            if not marked & self.answered_under and marked <= self._waited_under:
+                self._world.excuse("a primary died with an answer on its way")
+                return
+        raise Violation(Rule.KEPT, f"{node.name} says split-brain though nobody forced one")
 
     # Orders.
 
@@ -149,7 +182,8 @@ class Lines:
         other = self._world.other(keep)
         order = _Order(keep.name, keep.ledger, other.ledger, other.ledger.acked_alone)
         self._orders.append(order)
-        self._world.say(node.name, f"splitbrain resolve --keep {keep.name}")
+        node.say(f"splitbrain resolve --keep {keep.name}")
+        node.note(Event.RESOLVE)
 
         def answered(verdict: Verdict) -> None:
             order.verdict = verdict
@@ -165,4 +199,4 @@ class Lines:
         for earlier in self._orders:
             opposite = earlier.kept is order.given_up and earlier.given_up is order.kept
             if opposite and earlier.verdict is not None and earlier.verdict.ok:
-                raise Violation("both copies were confirmed to be kept")
+                raise Violation(Rule.KEPT, "both copies were confirmed to be kept")

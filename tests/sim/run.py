@@ -1,65 +1,153 @@
-"""The command line of the simulator."""
+"""The command line of the simulator: one seed, a range of them, or new ones until it is stopped.
+
+python -m tests.sim                          new seeds until stopped (or the first failure)
+python -m tests.sim --seeds 1..1000          these
+python -m tests.sim --seed 17 --trace        one, with everything that happened
+python -m tests.sim --seed 17 --only 3,5     what shrinking left of it
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import os
+import random
+import sys
 import time
+from collections.abc import Iterable
 
-from tests.sim.scenario import Outcome, Scenario, run_seed
-from tests.sim.splits import SplitScenario
+import repl
+from tests.sim.cells import named
+from tests.sim.scenario import Outcome, plan_of, run_plan
+from tests.sim.shrink import parse, shrink
+from tests.sim.swarm import Totals, run_many
+from tests.sim.unreachable import missing_cells, wrongly_unreachable
 
 TRACE_LINES = 60
+#: Seconds between two lines of a run without an end.
+SAYS_EVERY_S = 20.0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds; return 0 if all ran clean, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, help="run this one")
     parser.add_argument("--seeds", help="run a range: A..B (B included)")
+    parser.add_argument("--only", help="with --seed: the steps that are done")
+    parser.add_argument("--plain", default="", help="with --seed: what is made plain")
+    parser.add_argument("--hasty", default="", help="with --seed: steps without a wait")
+    parser.add_argument("--aim", default="", help="with --seed: STATE:ACTION, aimed each round")
     parser.add_argument("--trace", action="store_true", help="print everything that happened")
     parser.add_argument("--verbose", action="store_true", help="with --trace: every frame too")
-    parser.add_argument(
-        "--split-brains", action="store_true", help="force two histories, and choose (splits.py)"
-    )
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
+    parser.add_argument("--no-shrink", action="store_true", help="do not shrink a failure")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("--json", action="store_true", help="end with one object, say no more")
     arguments = parser.parse_args(argv)
     if arguments.seed is not None:
-        seeds = range(arguments.seed, arguments.seed + 1)
-    elif arguments.seeds:
+        return _one(parser, arguments)
+    return _many(parser, arguments)
+
+
+def _one(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    try:
+        smaller = parse(
+            arguments.seed, arguments.only, arguments.plain, arguments.hasty, arguments.aim
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    whole = arguments.only is None and not (arguments.plain or arguments.hasty or arguments.aim)
+    plan = smaller.plan()
+    if whole:
+        plan = plan_of(arguments.seed)
+    begun_s = time.process_time()
+    outcome = run_plan(plan, verbose=arguments.verbose)
+    if arguments.trace:
+        print("\n".join(outcome.log))
+    totals = Totals(busy_s=time.process_time() - begun_s)
+    totals.take(outcome)
+    if outcome.failure:
+        _print_failure(outcome, trace=not arguments.trace, shrunk=not whole or arguments.no_shrink)
+    print(totals.summary())
+    return 1 if outcome.failure else 0
+
+
+def _many(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    seeds: Iterable[int]
+    if arguments.seeds:
         first, _, last = arguments.seeds.partition("..")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            parser.error("--seeds is A..B")
         seeds = range(int(first), int(last or first) + 1)
     else:
-        parser.error("one of --seed and --seeds is needed")
-    kind = SplitScenario if arguments.split_brains else Scenario
-    failures = 0
-    acked = faults = turns = 0
-    begun = time.monotonic()
-    for seed in seeds:
-        outcome = run_seed(seed, verbose=arguments.verbose, kind=kind)
-        acked, faults = acked + outcome.acked_writes, faults + outcome.faults
-        turns += outcome.turns
-        if arguments.trace:
-            print("\n".join(outcome.log))
-        if outcome.failure:
-            failures += 1
-            _print_failure(
-                outcome,
-                with_log=not arguments.trace and not arguments.keep_going,
-                option=" --split-brains" if arguments.split_brains else "",
-            )
-            if not arguments.keep_going:
+        # Seeds that nobody has run yet, far from the fixed ones.
+        seeds = itertools.count(random.SystemRandom().randrange(1 << 20, 1 << 40))
+    totals = Totals()
+    said_s = begun_s = time.monotonic()
+    try:
+        for batch in run_many(seeds, arguments.jobs):
+            totals.add(batch)
+            for outcome in batch.failures:
+                if not arguments.json:
+                    stops = not arguments.keep_going
+                    _print_failure(outcome, trace=stops, shrunk=arguments.no_shrink or not stops)
+            if totals.failures and not arguments.keep_going:
                 break
-    passed_s = time.monotonic() - begun
-    print(
-        f"{len(seeds)} seeds, {failures} failed, {acked} writes acknowledged, {faults} faults, "
-        f"{turns} turns, {turns / max(passed_s, 1e-9):.0f} turns/s, "
-        f"{len(seeds) / max(passed_s, 1e-9):.2f} seeds/s"
-    )
-    return 1 if failures else 0
+            if not arguments.seeds and time.monotonic() - said_s > SAYS_EVERY_S:
+                said_s = time.monotonic()
+                print(f"{said_s - begun_s:7.0f} s  {totals.summary()}", flush=True)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(_as_json(totals)))
+    else:
+        print(totals.summary())
+        _print_coverage(totals)
+    return 1 if totals.failures else 0
 
 
-def _print_failure(outcome: Outcome, *, with_log: bool, option: str) -> None:
-    if with_log:
+def _as_json(totals: Totals) -> dict[str, object]:
+    failures = [
+        {"seed": outcome.seed, "rule": outcome.rule, "failure": outcome.failure}
+        for outcome in totals.failures
+    ]
+    product = repl.__file__ or ""
+    return {
+        "seeds": totals.seeds,
+        "turns": totals.turns,
+        "failures": failures,
+        "product": product,
+    }
+
+
+def _print_failure(outcome: Outcome, *, trace: bool, shrunk: bool) -> None:
+    if trace:
         print("\n".join(outcome.log[-TRACE_LINES:]))
     print(f"seed {outcome.seed} FAILED: {outcome.failure}")
-    print(f"  replay: python -m tests.sim{option} --seed {outcome.seed} --trace", flush=True)
+    print(f"  replay: python -m tests.sim --seed {outcome.seed} --trace", flush=True)
+    if shrunk:
+        return
+    smaller = shrink(outcome, lambda text: print(f"  {text}", flush=True))
+    print("shrunken scenario:")
+    print("\n".join(smaller.listing()))
+    print(f"  replay: python -m tests.sim {smaller.options()} --trace", flush=True)
+
+
+def _print_coverage(totals: Totals) -> None:
+    hit = len(totals.coverage.hits)
+    missing = [named(cell) for cell in missing_cells(totals.coverage)]
+    print(f"cells: {hit} hit, {len(missing)} reachable ones not hit")
+    for name in missing[:20]:
+        print(f"  not hit: {name}")
+    for name in wrongly_unreachable(totals.coverage):
+        print(f"  hit, though called unreachable: {name}")
+
+
+def jobs_of_this_machine() -> int:
+    """Return how many processes make sense here."""
+    return len(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@
     freeze NODE | thaw NODE     SIGSTOP | SIGCONT
     cut | connect               break the link and keep it down | let it be made again
     hold NODE commits|syncs|reads|link      nothing of that kind goes on there until `release NODE`
-    fail NODE syncs|writes      the disk refuses to sync | to write
+    fail NODE syncs|writes|reads    the disk refuses to, until the process is started again
     save NODE | restore NODE    take, and put back, an image of both disks of a stopped node
     NODE write|zero|trim OFFSET LENGTH vN   NODE flush fN       (fua: `write! …`)
     NODE read OFFSET LENGTH rN              answered only with what was promised
@@ -23,11 +23,18 @@ What can be expected: `ack vN`, `granted`, `refused CODE`, `NODE role R`, `NODE 
 `NODE phase PHASE`, `NODE members a,b`, `NODE holds OFFSET LENGTH vN|zero`,
 `NODE hole OFFSET LENGTH`, `NODE dirty BYTES`, `NODE down`,
 `handshake RULE`, `said TEXT`, `equal`, `resync bytes <= N`, `NODE intents N`,
-`NODE shows differing BYTES` (in a split-brain).
+`NODE shows-differing BYTES` (in a split-brain).
+
+    python -m tests.sim.script FILE…             run these; say which line does not come true
+    python -m tests.sim.script --rewrite FILE…   make such lines say what happens instead
+
+A line that was rewritten is what the code does, not what it should do: read the difference.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +42,7 @@ from repl.core.promotion import PromoteRequest
 from repl.core.snapshot import split_brain_snapshot
 from repl.core.verdict import Verdict
 from tests.sim.client import Client, Load
-from tests.sim.disk import DataDisk, Loss, SectorDisk
+from tests.sim.disk import DataDisk, Loss, Operation, SectorDisk
 from tests.sim.geometry import Geometry, applied
 from tests.sim.ledger import Op, OpKind, sector_bytes
 from tests.sim.node import Node
@@ -48,13 +55,16 @@ class ScriptError(AssertionError):
     """A line of a script did not come true."""
 
 
+class NotSo(ScriptError):
+    """An expectation that did not come true; everything else went well."""
+
+
 class Script:
     """One script and its world."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.world = World(1, swap_ids=False)
-        self.world.verbose = True
+        self.world = World(1, verbose=True)
         self.clients: dict[str, Client] = {}
         self.ops: dict[str, Op] = {}
         self.verdicts: list[Verdict] = []
@@ -66,17 +76,34 @@ class Script:
     def run(self) -> None:
         """Run every line; raise `ScriptError` with the line and what happened before it."""
         for number, raw in enumerate(self.path.read_text().splitlines(), 1):
-            line = raw.split("#")[0].strip()
-            if not line:
-                continue
-            self.world.say("script", line)
+            self._run_line(number, raw)
+
+    def rewritten(self) -> str:
+        """Run every line; return the script with what happens in place of what was expected."""
+        lines = []
+        for number, raw in enumerate(self.path.read_text().splitlines(), 1):
             try:
-                self._line(line.split())
-            except AssertionError as error:
-                trace = "\n".join(self.world.log[-60:])
-                raise ScriptError(
-                    f"{self.path.name}:{number}: {line}: {error or 'not so'}\n{trace}"
-                ) from error
+                self._run_line(number, raw)
+            except NotSo as error:
+                line, hash_sign, comment = raw.partition("#")
+                words = self._observed(line.split()[1:], error)
+                spaces = line[len(line.rstrip()) :] if hash_sign else ""
+                raw = f"expect {' '.join(words)}{spaces}{hash_sign}{comment}"
+            lines.append(raw)
+        return "\n".join(lines) + "\n"
+
+    def _run_line(self, number: int, raw: str) -> None:
+        line = raw.split("#")[0].strip()
+        if not line:
+            return
+        self.world.say("script", line)
+        try:
+            self._line(line.split())
+        except AssertionError as error:
+            trace = "\n".join(self.world.log[-60:])
+            text = f"{self.path.name}:{number}: {line}: {error or 'not so'}\n{trace}"
+            kind = NotSo if type(error) is NotSo else ScriptError
+            raise kind(text) from error
 
     def _line(self, words: list[str]) -> None:
         if words[0] == "expect":
@@ -97,7 +124,7 @@ class Script:
         if verb == "run":
             self._run(float(words[0].rstrip("s")))
         elif verb == "lie":
-            world.forced = True
+            world.excuse("the script lets an operator lie")
         elif verb == "ask":
             world.alone_asks = True
         elif verb == "count":
@@ -129,6 +156,7 @@ class Script:
                 node.make_metadata(known_zeroes=True)
                 self._made.add(node.name)
             self._shakes_from = len(world.log)
+            node.data.mend()
             node.start()
         elif verb == "crash":
             node.crash()
@@ -141,10 +169,9 @@ class Script:
         elif verb == "thaw":
             node.backlog.thaw()
         elif verb == "power":
-            node.lose_power(loss, world.choice)
+            node.lose_power(loss, world.dice.disks)
         elif verb == "fail":
-            node.fail_syncs = words[1] == "syncs"
-            node.fail_writes = words[1] == "writes"
+            node.data.failing.add(Operation(words[1].removesuffix("s")))
         else:
             self._hold_or_save(verb, node, words)
 
@@ -187,18 +214,14 @@ class Script:
         elif verb == "demote":
             self.verdicts.clear()
             node.demote(self.verdicts.append)
-        elif verb == "resolve":
-            self.verdicts = self.world.lines.resolve(node, self.world.nodes[words[0]])
         elif verb == "adopt":
             self.verdicts.clear()
-            node.admin(volume.adopt, self.verdicts.append)
-            node.ledger.lose_history(node.data.image)
+            node.adopt(self.verdicts.append)
+        elif verb == "resolve":
+            self.verdicts = self.world.lines.resolve(node, self.world.nodes[words[0]])
         elif verb == "continue":
             self.verdicts.clear()
-            question = volume.alone.question
-            if question is not None:
-                self.world.continued.add((node.name, question.generation_id))
-            node.admin(lambda n: volume.alone.give(n, "uid 0"), self.verdicts.append)
+            self.world.let_go_on(node, self.verdicts.append)
         elif verb == "compare":
             self.world.compare_all(node)
         elif verb == "vanish-client":
@@ -228,13 +251,38 @@ class Script:
     def _expect(self, words: list[str]) -> None:
         if words[0] == "not":
             holds = self._condition(words[1:])
-            assert not holds(), "it is so"
+            if holds():
+                raise NotSo("it is so")
         else:
             self._until(self._condition(words))
 
     def _until(self, condition: Callable[[], bool]) -> None:
         clock = self.world.clock
-        assert clock.run_until(clock.now_s + EXPECT_S, condition), "it did not come true"
+        if not clock.run_until(clock.now_s + EXPECT_S, condition):
+            raise NotSo("it did not come true")
+
+    def _observed(self, words: list[str], error: NotSo) -> list[str]:
+        """What is so, in the words of an expectation that is not."""
+        if words[0] == "not":
+            return words[1:]
+        if words[0] in ("granted", "refused"):
+            if not self.verdicts:
+                raise error
+            verdict = self.verdicts[0]
+            return ["granted"] if verdict.ok else ["refused", verdict.code]
+        if words[0] == "handshake":
+            rules = [
+                line.split(": ")[2]
+                for line in self.world.log[self._shakes_from :]
+                if " handshake with " in line
+            ]
+            return ["handshake", rules[-1]] if rules else ["not", *words]
+        if words[0] == "resync":
+            return [*words[:3], str(self.world.resync_bytes)]
+        if words[0] in self.world.nodes and words[1] in _VALUES:
+            node = self.world.nodes[words[0]]
+            return [words[0], words[1], _VALUES[words[1]](node)]
+        return ["not", *words]
 
     def _condition(self, words: list[str]) -> Callable[[], bool]:
         world = self.world
@@ -268,24 +316,33 @@ class Script:
         if what == "hole":
             start, length = _size(words[0]), _size(words[1])
             return lambda: node.data.hole_end(start) >= start + length
-        volume = node.volume
-        assert volume is not None, f"{node.name} is not running"
-        session = volume.sessions[node.peer]
-        conditions: dict[str, Callable[[], bool]] = {
-            "role": lambda: volume.role_text == words[0],
-            "disk": lambda: volume.disk_state_text == words[0],
-            "phase": lambda: session.phase.value == words[0],
-            "members": lambda: (
-                self.world.names_of(volume.commits.stored.generation.members)
-                == set(words[0].split(","))
-            ),
-            "intents": lambda: volume.maps.intents.count == int(words[0]),
-            "shows": lambda: (
-                split_brain_snapshot(volume).get("differing_bytes_at_most") == _size(words[1])
-            ),
-            "dirty": lambda: volume.maps.dirty[node.peer].set_bytes == _size(words[0]),
-        }
-        return conditions[what]
+        assert node.running, f"{node.name} is not running"
+        wanted = words[0]
+        if what in ("dirty", "shows-differing"):
+            wanted = str(_size(wanted))
+        elif what == "members":
+            wanted = ",".join(sorted(wanted.split(",")))
+        value = _VALUES[what]
+        return lambda: node.volume is not None and value(node) == wanted
+
+
+def _members(node: Node) -> str:
+    generation = node.core.commits.stored.generation
+    return ",".join(sorted(node.world.names_of(generation.members)))
+
+
+#: What a node shows, by the word of the expectation.
+_VALUES: dict[str, Callable[[Node], str]] = {
+    "role": lambda node: node.core.role_text,
+    "disk": lambda node: node.core.disk_state_text,
+    "phase": lambda node: node.core.sessions[node.peer].phase.value,
+    "members": _members,
+    "intents": lambda node: str(node.core.maps.intents.count),
+    "dirty": lambda node: str(node.core.maps.dirty[node.peer].set_bytes),
+    "shows-differing": lambda node: str(
+        split_brain_snapshot(node.core).get("differing_bytes_at_most")
+    ),
+}
 
 
 def _holds(node: Node, words: list[str]) -> bool:
@@ -305,3 +362,27 @@ def run_script(path: Path) -> None:
     """Run one script in a world of its own."""
     with applied(Geometry()):
         Script(path).run()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run scripts, or rewrite what they expect; return 0 if all came true."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.script")
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--rewrite", action="store_true", help="write what happens into the files")
+    arguments = parser.parse_args(argv)
+    failed = 0
+    for path in arguments.files:
+        with applied(Geometry()):
+            try:
+                if arguments.rewrite:
+                    path.write_text(Script(path).rewritten())
+                else:
+                    Script(path).run()
+            except ScriptError as error:
+                failed += 1
+                print(error)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,13 +1,12 @@
 """Two nodes, one link, one clock, one ledger: a whole simulated installation and its checkers.
 
-Everything random comes from one seeded generator, and nothing depends on the order of a set, so
-that a seed replays exactly.
+Everything random comes from generators made of one seed, and nothing depends on the order of a set,
+so that a seed replays exactly.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from repl.core import full_compare, lineage
 from repl.core.full_compare import Ordered
@@ -15,14 +14,18 @@ from repl.core.lineage import Origin
 from repl.core.permits import AskOperator, Manual, Provider
 from repl.core.promotion import PromoteRequest
 from repl.core.states import Phase
+from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict
+from tests.sim.cells import Coverage, Event
 from tests.sim.clock import Clock
+from tests.sim.dice import Dice
 from tests.sim.disk import Loss
 from tests.sim.geometry import Geometry
-from tests.sim.ledger import Ledger, Violation
+from tests.sim.ledger import WRITES, Ledger, Op
 from tests.sim.lines import Lines
-from tests.sim.network import Network
+from tests.sim.network import Link, Network, Socket
 from tests.sim.node import Node
+from tests.sim.violation import Rule, Violation
 
 NODE_IDS = {"alpha": 11, "beta": 22}
 DIAL_INTERVAL_S = 0.15
@@ -36,35 +39,42 @@ class World:
         seed: int,
         geometry: Geometry | None = None,
         *,
+        link: Link | None = None,
+        timeouts: Timeouts | None = None,
         verbose: bool = False,
-        swap_ids: bool | None = None,
+        swap_ids: bool = False,
+        alone_asks: bool = False,
     ) -> None:
-        self.choice = random.Random(seed)
+        self.dice = Dice(seed)
         self.geometry = geometry or Geometry()
+        self.timeouts = timeouts or Timeouts()
         self.verbose = verbose
         self.clock = Clock()
-        self.network = Network(self.clock, self.choice)
-        self.ledger = Ledger(self.geometry.size_bytes // 512 * 512)
+        self.network = Network(self.clock, self.dice.link, link or Link())
+        self.ledger = Ledger(self.geometry.size_bytes)
+        self.lines = Lines(self, self.ledger)
+        #: `alone = "ask"` on both nodes, and the generations (by node) that an operator let go on.
+        self.alone_asks = alone_asks
+        self.continued: set[tuple[str, int]] = set()
         self.log: list[str] = []
-        #: (phase before, phase after) pairs that happened.
-        self.cells: set[tuple[str, str]] = set()
+        self.coverage = Coverage()
         self.resync_bytes = 0
         self.answered_ops = 0
+        #: Whatever was done to the world from outside, and how much of it to a world in motion.
         self.faults = 0
-        self.strict_protocol = True
-        #: An operator lied: two primaries are his doing.
-        self.forced = False
-        self.lines = Lines(self)
-        #: `alone = "ask"` on both nodes, and the generations (by node) that an operator let go on.
-        self.alone_asks = False
-        self.continued: set[tuple[str, int]] = set()
-        #: The only complete copy failed while the other was being brought up to it.
-        self.nothing_left = False
+        self.live_faults = 0
+        #: Called after each change of a node's role or phase: aimed faults wait for one.
+        self.on_seen: list[Callable[[Node], None]] = []
+        #: The same, for whoever does not care which node it was.
+        self.on_change: list[Callable[[], None]] = []
+        #: A node was frozen, and nothing comes between it and its peer until they have met again.
+        self.sheltered = False
+        #: Why a person may be needed; empty while the system must get well by itself.
+        self.excuses: list[str] = []
         self._version = 0
         self._slow: dict[str, float] = {}
         ids = dict(NODE_IDS)
-        swap = self.choice.random() < 0.5 if swap_ids is None else swap_ids
-        if swap:
+        if swap_ids:
             ids = {"alpha": ids["beta"], "beta": ids["alpha"]}
         self._names = {number: name for name, number in ids.items()}
         self.alpha = Node(self, "alpha", "beta", ids["alpha"])
@@ -75,7 +85,7 @@ class World:
     # Small services.
 
     def random_id(self) -> int:
-        return self.choice.getrandbits(62) + 1
+        return self.dice.ids.getrandbits(62) + 1
 
     def provider(self) -> Provider:
         """Who gives leave to go on alone, for a process that starts."""
@@ -87,7 +97,7 @@ class World:
 
     def disk_delay_s(self, node: Node) -> float:
         slow = self._slow.get(node.name, 1.0)
-        return (0.0002 + self.choice.random() * 0.002) * slow
+        return (0.0002 + self.dice.disks.random() * 0.002) * slow
 
     def set_slow(self, node: Node, factor: float) -> None:
         self._slow[node.name] = factor
@@ -101,80 +111,152 @@ class World:
     def other(self, node: Node) -> Node:
         return self.nodes[node.peer]
 
+    @property
+    def acked_writes(self) -> int:
+        return sum(line.acked_writes for line in self.lines.all)
+
+    @property
+    def acked_flushes(self) -> int:
+        return sum(line.acked_flushes for line in self.lines.all)
+
     # Contact.
 
     def _dial(self) -> None:
-        self.clock.after(DIAL_INTERVAL_S * (0.5 + self.choice.random()), self._dial)
+        self.clock.after(DIAL_INTERVAL_S * (0.5 + self.dice.world.random()), self._dial)
         alpha, beta = self.alpha, self.beta
         if self.network.cut or self.network.stalled:
             return
         ready = alpha.running and beta.running and not alpha.stopping and not beta.stopping
         ready = ready and not (alpha.backlog.frozen or beta.backlog.frozen)
-        if ready and alpha.connection is None:
-            connection = self.network.connect("alpha", "beta")
+        if ready and not alpha.port.connected:
+            ours, theirs = self.network.connect("alpha", "beta")
             # The dialler's side is up at once; the other accepts a little later.
-            alpha.attach(connection)
-            self.clock.after(
-                self.network.delay_s, lambda: self._accept(connection, beta.incarnation)
-            )
+            alpha.attach(ours)
+            self.clock.after(self.network.link.delay_s, lambda: self._accept(theirs))
 
-    def _accept(self, connection: object, incarnation: int) -> None:
-        beta = self.beta
-        if beta.backlog.frozen:
-            beta.backlog.unless_frozen(lambda: self._accept(connection, incarnation))
-            return
-        for live in self.network.connections:
-            if live is connection:
-                if beta.running and not beta.stopping and "alpha" in live.ends:
-                    beta.attach(live)
-                else:
-                    live.close("beta")
+    def _accept(self, end: Socket) -> None:
+        if self.beta.backlog.frozen:
+            self.beta.backlog.unless_frozen(lambda: self._accept(end))
+        elif self.beta.running and not self.beta.stopping:
+            self.beta.attach(end)
+        else:
+            end.close()
 
     # Faults.
 
-    def power_loss(self, *nodes: Node) -> None:
-        for node in nodes:
-            loss = self.choice.choice((Loss.ALL, Loss.SOME, Loss.SOME, Loss.NONE))
-            self.say(node.name, f"loses power ({loss.value}: {node.data.unsynced_sectors} sectors)")
-            node.lose_power(loss, self.choice)
+    def fault(self, who: str, text: str) -> None:
+        """Something is done to the world."""
+        self.faults += 1
+        if self.in_motion:
+            self.live_faults += 1
+        self.say(who, text)
 
-    def replace_disk(self, node: Node) -> None:
-        """A new, unknown disk under the configured name: fresh metadata, another node id."""
-        node.node_id = 1000 + self.next_version()
-        self._names[node.node_id] = node.name
-        node.data.zero(0, node.data.size_bytes, punch=True)
-        node.data.write(4096, bytes([170]) * 8192)
-        node.data.sync()
-        node.make_metadata(known_zeroes=False)
-        self.cache_lost(node)
-        self.lines.discarded.add(node.name)
+    @property
+    def in_motion(self) -> bool:
+        """Whether any node is in the middle of something: a request, a handshake, a copy, a change
+        of generation or of role."""
+        for node in self.nodes.values():
+            if not node.running:
+                continue
+            volume = node.core
+            phase = volume.sessions[node.peer].phase
+            if (
+                node.client_port.in_flight
+                or volume.changes.busy
+                or volume.roles.busy
+                or phase not in (Phase.DOWN, Phase.ESTABLISHED, *_ENDED)
+            ):
+                return True
+        return False
+
+    def power_loss(self, *nodes: Node) -> None:
+        choice = self.dice.disks
+        for node in nodes:
+            loss = choice.choice((Loss.ALL, Loss.SOME, Loss.SOME, Loss.NONE))
+            self.say(node.name, f"loses power ({loss.value}: {node.data.unsynced_sectors} sectors)")
+            node.lose_power(loss, choice)
 
     def cache_lost(self, node: Node) -> None:
         """What was only in this node's cache may be gone."""
         for line in self.lines.all:
             line.power_lost(node.name)
 
+    def copy_lost(self, node: Node) -> None:
+        """What this node holds, its stable storage included, is worth nothing any more."""
+        for line in self.lines.all:
+            line.copy_lost(node.name)
+
+    def replace_disk(self, node: Node, *, blank: bool) -> None:
+        """`volume adopt --discard`: fresh metadata with another node id, on a new disk or, unless
+        `blank`, on the old one as it is."""
+        assert not node.running
+        other = self.other(node)
+        one_line = other.ledger is node.ledger and node.name not in other.ledger.behind
+        if one_line and not self.complete(other):
+            # What only this copy had is given up by name: the other one is the truth now.
+            other.data.sync()
+            self.lines.fork(other, lacks=False, reason="an operator discarded the better copy")
+        node.node_id = 1000 + self.next_version()
+        self._names[node.node_id] = node.name
+        if blank:
+            node.data.wipe()
+            node.data.write(4096, bytes([170]) * 8192)
+            node.data.sync()
+        node.make_metadata(known_zeroes=False)
+        self.lines.discarded.add(node.name)
+        self.copy_lost(node)
+
     def process_ended(self, node: Node) -> None:
         self.say(node.name, "process ended")
+
+    def copy_failed(self, node: Node) -> None:
+        """The copy of this node can be trusted no more."""
+        self.copy_lost(node)
+        if not self.complete(self.other(node)):
+            self.excuse("the only complete copy failed")
+        elif node.core.facts.alone:
+            self.excuse("the copy with the newest generation failed")
+
+    def excuse(self, reason: str) -> None:
+        """From now on a person may be needed."""
+        if reason not in self.excuses:
+            self.say("world", f"a person may be needed: {reason}")
+            self.excuses.append(reason)
+
+    def complete(self, node: Node) -> bool:
+        """Whether this node's copy has all that was acknowledged in its line, and says so."""
+        facts = node.laws.facts if node.running else node.stored_facts()
+        failed = node.running and bool(node.core.failed)
+        whole = bool(facts.lineage) and not facts.inconsistent and not failed
+        if facts.outdated or (facts.cache_lost and not facts.alone):
+            return False
+        return whole and node.name not in node.ledger.behind
 
     # Judging.
 
     def peer_error(self, node: Node, text: str) -> None:
-        self.say(node.name, f"protocol error: {text}")
-        if self.strict_protocol:
-            raise Violation(f"{node.name}: the protocol broke between honest peers: {text}")
+        raise Violation(
+            Rule.PROTOCOL, f"{node.name}: the protocol broke between honest peers: {text}"
+        )
+
+    def seen(self, node: Node) -> None:
+        """A node's role or phase changed."""
+        for listener in list(self.on_seen):
+            listener(node)
+        for look in self.on_change:
+            look()
 
     def check_lone_primary(self, node: Node) -> None:
+        """Nobody else is primary of this line of copies."""
         other = self.other(node)
-        if self.forced or not other.running or other.volume is None:
-            return
-        if other.ledger is not node.ledger:
+        if other.ledger is not node.ledger or other.volume is None:
             return  # an operator's doing
         if other.backlog.frozen or other.volume.absence.doubtful:
             # It was stopped, and answers nobody before it has met this node again.
             return
         if other.volume.is_primary:
-            raise Violation(f"{node.name} answers while {other.name} is primary too")
+            text = f"{node.name} answers while {other.name} is primary too"
+            raise Violation(Rule.TWO_PRIMARIES, text)
 
     def check_permitted(self, node: Node) -> None:
         """Where leave must be asked for, nobody is answered alone without an operator's word, or
@@ -185,51 +267,88 @@ class World:
         if (node.name, entries[1].id) in self.continued:
             return
         if not entries[0].permit.startswith(node.peer) or "nobody is answered" in entries[0].permit:
-            raise Violation(f"{node.name} answers alone: {entries[0].permit!r}")
+            text = f"{node.name} answers alone: {entries[0].permit!r}"
+            raise Violation(Rule.PERMIT, text)
 
     def became_primary(self, node: Node) -> None:
+        """The node serves from now on: what it holds is what was promised."""
         self.say(node.name, "is primary")
-        self.check_lone_primary(node)
-        assert node.volume is not None
-        if len(node.volume.facts.lineage) > 1:
+        if len(node.core.facts.lineage) > 1:
             # Whoever promotes a node that is alone already has said that it may go on so.
-            self.continued.add((node.name, node.volume.facts.lineage[1].id))
-        if node.volume.facts.inconsistent:
-            raise Violation(f"{node.name} became primary with an inconsistent copy")
-        whole = len(node.data.image) // 512 * 512
-        node.ledger.check(node.data.image[:whole], f"{node.name} as new primary")
+            self.continued.add((node.name, node.core.facts.lineage[1].id))
+        if node.core.facts.inconsistent:
+            text = f"{node.name} became primary with an inconsistent copy"
+            raise Violation(Rule.INCONSISTENT, text)
+        self.check_lone_primary(node)
+        node.ledger.check(node.data.image, f"{node.name} as new primary")
+
+    def check_answer(self, node: Node, op: Op, members: tuple[int, ...], made: list[Op]) -> None:
+        """What was just acknowledged is where the promise says, and `made` is on stable storage."""
+        line = op.ledger
+        assert line is not None
+        for holder in self.nodes.values():
+            if holder.node_id not in members or holder.ledger is not line:
+                continue
+            what = f"{op} is acknowledged by {node.name}; {holder.name}"
+            if op.kind in WRITES and holder.name in op.holders:
+                found = holder.data.image[op.offset : op.offset + op.length]
+                if found != op.payload:
+                    line.check(found, what, op.offset)
+            for flushed in made:
+                found = holder.data.durable(flushed.offset, flushed.length)
+                line.check(found, f"{what} on stable storage", flushed.offset, durable=True)
+
+    def check_durable(self, *nodes: Node) -> None:
+        """What must survive every loss of power is on stable storage on these nodes."""
+        for node in nodes:
+            what = f"{node.name} on stable storage"
+            node.ledger.check_written(node.data.durable_sector, what, durable=True)
+
+    def overwritten(self, node: Node) -> None:
+        """From now on this node's copy is made like the other's: it must be allowed to vanish."""
+        source = self.other(node)
+        if source.hidden_failure and node.laws.facts.crashed:
+            # Both processes died, and one sync failed unseen: nobody can know which copy is better.
+            self.cache_lost(node)
+        self.lines.overwritten(node)
 
     def may_vouch(self, node: Node) -> bool:
         """Whether an operator can say with truth that the other node is stopped and acknowledged
         nothing after contact was lost."""
         other = self.other(node)
-        if not node.running or not self._stands_still(node) or other.ledger is not node.ledger:
+        if not node.running or other.ledger is not node.ledger or not self._stands_still(node):
             return False
-        if other.stored_facts().holds_release:
+        theirs = other.stored_facts()
+        if theirs.holds_release:
             # It may be promoted without a word; only "stopped for good" would be true.
             return False
-        mine, theirs = node.stored_facts().lineage, other.stored_facts().lineage
-        if not mine or not theirs:
-            return not theirs
-        ancestor = lineage.common_ancestor(mine, theirs)
-        if ancestor is None or ancestor.id != mine[0].id:
+        mine = node.stored_facts()
+        if not mine.lineage or not theirs.lineage:
+            return not theirs.lineage
+        ancestor = lineage.common_ancestor(mine.lineage, theirs.lineage)
+        if ancestor is None or ancestor.id != mine.lineage[0].id:
             return False
         # The truth as the clients know it, not as the core marked it.
         return node.name not in node.ledger.behind
 
     def _stands_still(self, node: Node) -> bool:
-        """Whether the other node is down, or frozen where it does nothing but wait for this one."""
+        """Whether the other node is down, or frozen where it will do nothing but wait for this
+        one, which it can reach."""
         other = self.other(node)
         if not other.running or not other.backlog.frozen:
             return not other.running
-        assert node.volume is not None
+        entries = other.core.facts.lineage
+        waits = other.core.is_primary and not lineage.sole_and_answered(entries, other.node_id)
         return (
-            node.volume.sessions[other.name].phase is Phase.DOWN
+            self.sheltered
+            and waits
+            and node.core.sessions[other.name].phase is Phase.DOWN
             and not other.core.changes.busy
             and not other.core.roles.busy
         )
 
     def primary(self) -> Node | None:
+        """A node that serves, if any."""
         for node in self.nodes.values():
             if node.running and node.volume is not None and node.volume.is_primary:
                 return node
@@ -250,27 +369,35 @@ class World:
         if alpha != beta:
             for start in range(0, len(alpha), 512):
                 if alpha[start : start + 512] != beta[start : start + 512]:
-                    raise Violation(f"the copies differ at byte {start} while all is quiet")
-        whole = len(alpha) // 512 * 512
+                    text = f"the copies differ at byte {start} while all is quiet"
+                    raise Violation(Rule.EQUAL, text)
         if self.alpha.ledger is not self.beta.ledger:
-            raise Violation("the copies are in sync, but of two lines")
-        self.alpha.ledger.check(alpha[:whole], "all is quiet")
+            raise Violation(Rule.KEPT, "the copies are in sync, but of two lines")
+        self.alpha.ledger.check(alpha, "all is quiet")
 
     # Operators.
 
-    def let_go_on(self, node: Node) -> None:
-        """`replctl continue` on a node that waits for it."""
-        question = node.volume.alone.question if node.volume is not None else None
-        if question is not None and not node.stopping:
-            self.say(node.name, "continue")
+    def let_go_on(
+        self, node: Node, answer: Callable[[Verdict], None] = lambda _verdict: None
+    ) -> None:
+        """`replctl continue`."""
+        if not node.running or node.stopping:
+            return
+        question = node.core.alone.question
+        if question is not None:
             self.continued.add((node.name, question.generation_id))
-            node.admin(lambda number: node.core.alone.give(number, "uid 0"), lambda _verdict: None)
+        node.say("continue")
+        node.note(Event.CONTINUE)
+        node.admin(lambda number: node.core.alone.give(number, "uid 0"), answer)
 
     def compare_all(self, node: Node) -> None:
         """`replctl resync --full` on a node whose copy may be the target."""
         core = node.core
         if not node.stopping and full_compare.judge(core, node.peer) is Ordered.GIVE_UP_CLAIM:
-            self.say(node.name, "resync --full")
+            node.say("resync --full")
+            node.note(Event.COMPARE)
+            # By his word nothing in this copy is to be relied on any more.
+            self.copy_lost(node)
 
             def order(number: int) -> None:
                 full_compare.give_up_claim(core, number, node.peer, "uid 0")
@@ -282,6 +409,14 @@ class World:
         verdicts: list[Verdict] = []
         if node.running and not node.stopping:
             asked = request or PromoteRequest()
-            self.say(node.name, f"promote {'--peer-dead' if asked.peer_dead else ''}")
+            words = [
+                "--peer-dead" * bool(asked.peer_dead),
+                "--lose-data" * asked.lose_data,
+                "--accept-half-copied" * asked.accept_half_copied,
+            ]
+            self.say(node.name, " ".join(["promote", *filter(None, words)]))
             node.promote(asked, verdicts.append)
         return verdicts
+
+
+_ENDED = (Phase.IDLE, Phase.REFUSED, Phase.SPLIT_BRAIN)

@@ -1,0 +1,399 @@
+"""The list of deliberate bugs. Each is one line of the product made wrong.
+
+`old` stands exactly once in the file (`near` names a line before it where that takes more than one
+line); `killed_by` are the rules whose checkers may find it. A mutant that dies of anything else
+fails its test, since nothing would then be known about the checkers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.sim.violation import Rule
+
+#: Seeds within which a mutant must be found.
+SEEDS_MAX = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One deliberate bug."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    killed_by: frozenset[Rule]
+    #: A text somewhere before `old`, to tell it from equal lines further up.
+    near: str = ""
+    #: In `make test`; the others are slow tests.
+    quick: bool = False
+
+    def apply(self, text: str) -> str:
+        """Return the file's text with the bug in it; raises ValueError if it does not apply."""
+        start = text.find(self.near) if self.near else 0
+        if start < 0:
+            raise ValueError(f"{self.name}: {self.file} has no {self.near!r}")
+        end = text.find("\n    def ", start + len(self.near)) if self.near else len(text)
+        end = len(text) if end < 0 else end
+        if text.count(self.old, start, end) != 1:
+            count = text.count(self.old, start, end)
+            raise ValueError(f"{self.name}: {self.file} has {count} times {self.old!r}")
+        place = text.index(self.old, start)
+        return text[:place] + self.new + text[place + len(self.old) :]
+
+
+def _mutant(
+    name: str, file: str, old: str, new: str, *rules: Rule, near: str = "", quick: bool = False
+) -> Mutant:
+    return Mutant(name, file, old, new, frozenset(rules), near, quick)
+
+
+#: Whoever loses track of where the copies differ is found by one of these.
+_DATA = (Rule.DIRTY, Rule.EQUAL, Rule.LEDGER)
+
+MUTANTS: tuple[Mutant, ...] = (
+    # Intents.
+    _mutant(
+        "write-without-an-intent",
+        "repl/core/writes.py",
+        "if volume.intents.touch(write.offset, write.length, write.number):",
+        "if volume.intents.touch(write.offset, write.length, write.number) or True:",
+        Rule.ORDER,
+        quick=True,
+    ),
+    _mutant(
+        "apply-without-an-intent",
+        "repl/core/receiver.py",
+        "if self._volume.intents.touch(offset, length, seq):",
+        "if self._volume.intents.touch(offset, length, seq) or True:",
+        Rule.ORDER,
+    ),
+    _mutant(
+        "clear-an-intent-under-a-write-in-flight",
+        "repl/core/intents.py",
+        "if last <= number and extent not in self.coming",
+        "if extent not in self.coming",
+        Rule.ORDER,
+        Rule.DIRTY,
+    ),
+    _mutant(
+        "clear-intents-before-they-are-covered-everywhere",
+        "repl/core/upkeep.py",
+        "volume.writes.barrier(\n            Waiter.UPKEEP, lambda: "
+        "self._checkpoint_durable(number, generation, seqs)\n        )",
+        "self._checkpoint_durable(number, generation, seqs)",
+        *_DATA,
+    ),
+    _mutant(
+        "clear-intents-with-the-dirty-bits-only-in-memory",
+        "repl/core/upkeep.py",
+        "volume.commits.request(with_maps=bool(outside))",
+        "volume.commits.request()",
+        *_DATA,
+    ),
+    _mutant(
+        "clear-intents-that-a-crash-left-with-the-others",
+        "repl/core/intents.py",
+        " and extent not in self.suspect",
+        "",
+        *_DATA,
+    ),
+    # Acknowledgements.
+    _mutant(
+        "acknowledge-before-the-peer",
+        "repl/core/session.py",
+        "            write.waiting += 1\n            self._awaiting.append((seq, write))",
+        "            self._awaiting.append((seq, write))",
+        Rule.LEDGER,
+        quick=True,
+    ),
+    _mutant(
+        "acknowledge-before-it-is-applied",
+        "repl/core/receiver.py",
+        "self._session.send(Type.ACK, self.applied_seq, self._durable_seq)",
+        "self._session.send(Type.ACK, self._last_seq, self._durable_seq)",
+        Rule.LEDGER,
+        Rule.PROTOCOL,
+    ),
+    _mutant(
+        "answer-before-the-mark-is-stored",
+        "repl/core/writes.py",
+        "return stored.answered and stored.id == self._volume.facts.generation.id",
+        "return stored.id == self._volume.facts.generation.id",
+        Rule.ORDER,
+        quick=True,
+    ),
+    _mutant(
+        "answer-a-flush-without-the-peer",
+        "repl/core/session.py",
+        "elif self.durable_seq >= self.sent_seq:",
+        "elif True:",
+        Rule.LEDGER,
+        quick=True,
+    ),
+    _mutant(
+        "answer-a-fua-write-like-any-other",
+        "repl/core/writes.py",
+        "if write.fua:",
+        "if False:",
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "answer-a-flush-without-the-own-disk",
+        "repl/core/writes.py",
+        "self._volume.syncs.request(barrier.local_done)",
+        "barrier.local_done()",
+        Rule.LEDGER,
+    ),
+    # Dirty maps.
+    _mutant(
+        "forget-recent-writes-when-the-connection-ends",
+        "repl/core/session.py",
+        "dirty.mark(offset, length)",
+        "dirty.any_in(offset, length)",
+        *_DATA,
+        quick=True,
+    ),
+    _mutant(
+        "forget-writes-that-an-absent-peer-misses",
+        "repl/core/writes.py",
+        "session.volume.maps.dirty[session.name].mark(write.offset, write.length)",
+        "session.volume.maps.dirty[session.name].any_in(write.offset, write.length)",
+        *_DATA,
+    ),
+    _mutant(
+        "clear-a-map-when-the-peer-connects",
+        "repl/core/session.py",
+        "self.move(Phase.GREETING)",
+        "self.move(Phase.GREETING); self.volume.maps.dirty[self.name].clear_all()",
+        *_DATA,
+    ),
+    # Copies and comparisons.
+    _mutant(
+        "leave-out-the-targets-own-intents",
+        "repl/core/receiver.py",
+        "volume.intents.mark_suspects_in(remaining)",
+        "pass",
+        *_DATA,
+    ),
+    _mutant(
+        "leave-out-the-sources-own-intents",
+        "repl/core/source.py",
+        "volume.intents.mark_suspects_in(self._compare)",
+        "pass",
+        *_DATA,
+    ),
+    _mutant(
+        "trust-the-cursor-at-the-end-of-a-resync",
+        "repl/core/source.py",
+        "if self._dirty.count:",
+        "if False:",
+        *_DATA,
+    ),
+    _mutant(
+        "send-a-chunk-after-the-write-that-made-it-stale",
+        "repl/core/source.py",
+        "chunk.stale = True",
+        "chunk.stale = False",
+        *_DATA,
+        near="def write_launched",
+    ),
+    _mutant(
+        "send-a-hole-over-a-newer-write",
+        "repl/core/source.py",
+        "self._send_hole(chunk, min(hole_end, chunk.reach))",
+        "self._send_hole(chunk, min(hole_end, chunk.offset + WINDOW_BYTES))",
+        *_DATA,
+    ),
+    _mutant(
+        "find-no-difference-in-a-comparison",
+        "repl/node/applying.py",
+        "if mine != theirs:",
+        "if False:",
+        Rule.EQUAL,
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "take-frames-while-one-waits-for-its-commit",
+        "repl/core/receiver.py",
+        "while self._inbox and not self._held and self._alive:",
+        "while self._inbox and self._alive:",
+        Rule.ORDER,
+        Rule.PROTOCOL,
+        Rule.LEDGER,
+        Rule.EQUAL,
+    ),
+    _mutant(
+        "overwrite-a-payload-that-is-still-needed",
+        "repl/link/connection.py",
+        "if self._start == self._end and not self._kept:",
+        "if self._start == self._end:",
+        Rule.LEDGER,
+        Rule.EQUAL,
+    ),
+    _mutant(
+        "take-a-frame-with-a-wrong-checksum",
+        "repl/link/connection.py",
+        "wire.verify(header, buffer, payload, start)",
+        "pass",
+        Rule.LEDGER,
+        Rule.EQUAL,
+        Rule.PROTOCOL,
+    ),
+    # Generations.
+    _mutant(
+        "give-a-generation-before-it-is-stored",
+        "repl/core/changes.py",
+        "volume.commits.request(lambda: self._join_stored(session), with_maps=True)",
+        "self._join_stored(session); volume.commits.request(with_maps=True)",
+        Rule.ORDER,
+        near="def _join_durable",
+    ),
+    _mutant(
+        "answer-before-the-loss-is-stored",
+        "repl/core/changes.py",
+        "volume.commits.request(lambda: self._lose_stored(absent), with_maps=True)",
+        "self._lose_stored(absent); volume.commits.request(with_maps=True)",
+        Rule.ORDER,
+    ),
+    _mutant(
+        "go-on-alone-without-a-sync",
+        "repl/core/changes.py",
+        "self._volume.syncs.request(lambda: self._lose_synced(lost, permit, agreed))",
+        "self._lose_synced(lost, permit, agreed)",
+        Rule.LEDGER,
+        quick=True,
+    ),
+    _mutant(
+        "promote-without-a-sync",
+        "repl/core/changes.py",
+        "self._volume.syncs.request(lambda: self._promote_synced(origin, permit, then))",
+        "self._promote_synced(origin, permit, then)",
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "join-without-a-sync-at-the-target",
+        "repl/core/changes.py",
+        "elif here[0] and session.durable_seq >= wanted:",
+        "elif here[0]:",
+        Rule.LEDGER,
+        Rule.DIRTY,
+    ),
+    # Roles.
+    _mutant(
+        "resume-alone-while-a-member-is-out-of-reach",
+        "repl/core/roles.py",
+        "if target_waits or (session is None and sole_survivor(volume)):",
+        "if target_waits or session is None:",
+        Rule.TWO_PRIMARIES,
+        Rule.KEPT,
+        Rule.LEDGER,
+        Rule.CONVERGENCE,
+    ),
+    _mutant(
+        "resume-without-the-peers-agreement",
+        "repl/core/roles.py",
+        "self._ask(session, resume=True)",
+        "self._resumed()",
+        Rule.TWO_PRIMARIES,
+        Rule.PROTOCOL,
+        Rule.KEPT,
+    ),
+    _mutant(
+        "agree-to-a-promotion-while-primary",
+        "repl/core/roles.py",
+        "if volume.is_primary:",
+        "if False:",
+        Rule.TWO_PRIMARIES,
+        Rule.PROTOCOL,
+        Rule.ORDER,
+        near="def _objection",
+    ),
+    _mutant(
+        "keep-a-release-after-contact",
+        "repl/core/contact.py",
+        "volume.change_peer(known, released=False, holds_release=False)",
+        "volume.change_peer(known)",
+        Rule.TWO_PRIMARIES,
+        Rule.KEPT,
+        Rule.LEDGER,
+        Rule.CONVERGENCE,
+    ),
+    _mutant(
+        "promote-an-inconsistent-copy",
+        "repl/core/promotion.py",
+        "if facts.inconsistent:",
+        "if False:",
+        Rule.INCONSISTENT,
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "promote-without-evidence",
+        "repl/core/promotion.py",
+        "if facts.holds_release:",
+        "if True:",
+        Rule.TWO_PRIMARIES,
+        Rule.KEPT,
+        Rule.LEDGER,
+        quick=True,
+    ),
+    _mutant(
+        "forget-that-a-loss-of-power-took-the-cache",
+        "repl/core/volume.py",
+        "cache_lost=facts.cache_lost or lost,",
+        "cache_lost=facts.cache_lost,",
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "forget-that-the-process-crashed",
+        "repl/core/handshake.py",
+        "return not mine.crashed",
+        "return mine.crashed",
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "forget-that-this-copy-failed",
+        "repl/core/volume.py",
+        "inconsistent=True, everything_suspect=True, is_primary=False, source_generation=0",
+        "is_primary=False, source_generation=0",
+        *_DATA,
+    ),
+    _mutant(
+        "demote-before-the-writes-are-drained",
+        "repl/core/roles.py",
+        "if self._volume.writes.drained and not self._volume.changes.busy:",
+        "if not self._volume.changes.busy:",
+        Rule.ORDER,
+        Rule.PROTOCOL,
+        Rule.OPS,
+    ),
+    # The metadata file.
+    _mutant(
+        "write-the-superblock-with-its-pages-not-synced",
+        "repl/store/metadata.py",
+        "if reopen or prepared.early:",
+        "if reopen:",
+        Rule.DIRTY,
+        Rule.METADATA,
+    ),
+    _mutant(
+        "overwrite-the-newest-superblock",
+        "repl/store/metadata.py",
+        "slot = 1 - self._newest_slot",
+        "slot = self._newest_slot",
+        Rule.METADATA,
+        Rule.LINEAGE,
+    ),
+    _mutant(
+        "skip-the-sync-of-the-superblock",
+        "repl/store/metadata.py",
+        "        self._file.sync()\n        self._newest_slot = slot",
+        "        self._newest_slot = slot",
+        Rule.METADATA,
+        Rule.LEDGER,
+        Rule.DIRTY,
+        Rule.LINEAGE,
+        Rule.PROTOCOL,
+    ),
+)
