@@ -21,6 +21,7 @@ import dataclasses
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -80,7 +81,9 @@ class Server:
         limits: Limits | None = None,
         tls: TlsMode = TlsMode.OFF,
         tls_files: TlsServerFiles | None = None,
+        proxy_lost: Callable[[str], None] | None = None,
     ) -> None:
+        """`proxy_lost`, or else the log, is told of a TLS process that ends by itself."""
         assert (tls is TlsMode.OFF) == (tls_files is None), "TLS and its files come together"
         self.counters = HandshakeCounters()
         self.handshakes = 0
@@ -94,6 +97,7 @@ class Server:
         self.sockets: list[socket.socket] = []
         self._unix_paths: list[tuple[Path, int]] = []
         self.tls = tls
+        self._tell_lost = proxy_lost or partial(log.error, "%s")
         self._proxies: TlsProxies | None = None
         if tls_files is not None:
             processes = self._limits.tls_proxies
@@ -153,7 +157,7 @@ class Server:
 
     def _proxy_lost(self, why: str) -> None:
         self.counters.tls_proxies_lost += 1
-        log.error("%s", why)
+        self._tell_lost(why)
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -19,6 +19,10 @@ EVENTS: dict[str, tuple[str, str]] = {
     "DAEMON_STOPPED": (INFO, "The daemon was stopped cleanly."),
     "WORKER_STARTED": (INFO, "A volume's worker process is up and says what the volume is."),
     "WORKER_ENDED": (ERROR, "A volume's worker process ended unasked; it is started again."),
+    "TLS_PROXY_ENDED": (
+        WARNING,
+        "A process that encrypts for NBD clients ended, with its clients.",
+    ),
     "WORKER_SILENT": (WARNING, "A volume's worker process does not answer."),
     "VOLUME_NOT_OPENED": (ERROR, "A volume could not be opened; the field `error` has the code."),
     "METADATA_DAMAGED": (WARNING, "Part of the metadata was damaged, and how it was read."),

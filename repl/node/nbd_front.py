@@ -19,7 +19,7 @@ import base64
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from nbdserver import terms
@@ -57,8 +57,10 @@ class NbdFront:
         tls: TlsMode = TlsMode.OFF,
         tls_files: TlsServerFiles | None = None,
         clients: Mapping[str, Sequence[str]] | None = None,
+        proxy_lost: Callable[[str], None] | None = None,
     ) -> None:
-        """`clients` are, by volume, the names of the certificates that it is for; all if none."""
+        """`clients` are, by volume, the names of the certificates that it is for; all if none.
+        `proxy_lost` is told, in a sentence, of a TLS process that ends by itself."""
         self._clients = clients or {}
         self._node_name = node_name
         self._workers = workers
@@ -71,6 +73,7 @@ class NbdFront:
             dataclasses.replace(self._limits, waiting_bytes=waiting_bytes),
             tls,
             tls_files,
+            proxy_lost,
         )
         self._log = logger("nbd")
 

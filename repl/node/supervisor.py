@@ -146,6 +146,7 @@ class Supervisor:
             tls=nbd.tls,
             tls_files=files,
             clients={name: volume.clients for name, volume in config.volumes.items()},
+            proxy_lost=partial(self._tell, "TLS_PROXY_ENDED"),
         )
 
     def _own(self, listener: Listener) -> Listener:

@@ -108,6 +108,7 @@ def test_dead_tls_process_costs_connections_and_nothing_else(
     assert (counted["tls_proxies_lost"], counted["tls_proxies"]) == (1, 2)
     assert counted["encrypted"] >= 4
     assert f"TLS proxy process {killed} ended" in node.log_text()
+    assert "TLS_PROXY_ENDED" in node.ctl_ok("--json", "events")
     assert node.worker_pid() == worker
 
 
