@@ -137,6 +137,10 @@ class FileTarget:
         self._server.stop(signal.SIGKILL)
         self._server = self._started()
 
+    def tls_pids(self) -> list[int]:
+        """The processes that decrypt for it."""
+        return self._server.proxy_pids()
+
     def settle(self) -> None:
         assert self._server.process.poll() is None, "the server has ended"
         assert not [line for line in self._server.log if "Traceback" in line], self._server.log

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import MIB, wait_for
 from tests.interop.conftest import Connect, Tool
-from tests.interop.targets import SIZE_BYTES, Target, listens, qemu_name, qemu_objects
+from tests.interop.targets import SIZE_BYTES, FileTarget, Target, listens, qemu_name, qemu_objects
 from tests.interop.test_tools import image
 
 __all__ = ["image"]
@@ -157,6 +159,24 @@ def storage_daemon(export: Target, folder: Path) -> Iterator[str]:
 def test_storage_daemon_rides_over_a_crash_of_the_server(
     export: Target, connect: Connect, tmp_path: Path, crashes: int
 ) -> None:
+    ride_over(export.crash_and_restart, crashes, export, connect, tmp_path)
+
+
+@pytest.mark.slow
+def test_storage_daemon_rides_over_the_death_of_tls_processes(
+    served_tls_file: FileTarget, connect: Connect, tmp_path: Path
+) -> None:
+    def kill_all() -> None:
+        for pid in served_tls_file.tls_pids():
+            os.kill(pid, signal.SIGKILL)
+
+    ride_over(kill_all, 4, served_tls_file, connect, tmp_path)
+
+
+def ride_over(
+    strike: Callable[[], None], times: int, export: Target, connect: Connect, folder: Path
+) -> None:
+    """Write through qemu-storage-daemon while the server is struck; every write must be there."""
     block = 64 * KIB
     blocks = SIZE_BYTES // block
     written: dict[int, int] = {}
@@ -176,14 +196,14 @@ def test_storage_daemon_rides_over_a_crash_of_the_server(
         except BaseException as error:  # shown by the test, which waits for progress
             failures.append(error)
 
-    with storage_daemon(export, tmp_path) as uri:
+    with storage_daemon(export, folder) as uri:
         writer = threading.Thread(target=write_on, args=(uri,))
         writer.start()
         try:
-            for _ in range(crashes):
+            for _ in range(times):
                 seen = len(written)
                 wait_for(lambda seen=seen: failures or len(written) > seen + 20, what="it writes")  # type: ignore[misc]
-                export.crash_and_restart()
+                strike()
             seen = len(written)
             wait_for(lambda: failures or len(written) > seen + 20, what="it writes again")
         finally:
