@@ -36,7 +36,6 @@ examples:
       the first of them as a block device, over four connections
   systemd-socket-activate -l 10809 python -m nbdserver disk.img
       listening sockets may be inherited instead (LISTEN_FDS)
-
   python -m nbdserver disk.img --listen 0.0.0.0 --tls required --tls-certificates /etc/nbd \\
                       --tls-verify-clients --client backup
       TLS 1.3 only, and only for clients with a certificate of backup:
