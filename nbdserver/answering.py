@@ -83,6 +83,21 @@ class AnsweringHalf(ClientSocket):
         finally:
             self._done(request)
 
+    def reply_done(self, requests: Sequence[Request], first: int = 0) -> int:
+        """Queue the success of requests that bring nothing back, for as many from `first` on as
+        are of this connection; return the index behind them. LocalError if that is none."""
+        if requests[first].connection is not self:
+            raise LocalError("a request was answered twice, or on another connection")
+        add_success, done, closed = self._replies.add_success, self._done, self._closed
+        for index in range(first, len(requests)):
+            request = requests[index]
+            if request.connection is not self:
+                return index
+            if not closed:
+                add_success(request)
+            done(request)
+        return len(requests)
+
     def reply_sparse(
         self, request: Request, parts: Sequence[Part], hold: Chunk | None = None
     ) -> None:

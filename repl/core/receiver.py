@@ -14,8 +14,8 @@ from repl.core import chronicle, lineage
 from repl.core import hello as hellos
 from repl.core.lineage import Lineage, Relation
 from repl.core.outbox import ApplyJob, MapName
-from repl.core.states import RECEIVING, Phase
-from repl.core.wire import DIGEST_BYTES, PAYLOAD_BYTES_MAX, Fields, PeerError, Type
+from repl.core.states import Phase
+from repl.core.wire import DIGEST_BYTES, PAYLOAD_BYTES_MAX, Fields, Frame, PeerError, Type
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 #: Unsynced bytes of the stream that start a sync without being asked (background watermark).
 BACKGROUND_SYNC_BYTES = 32 << 20
 
-#: (type, seq, offset, length, generation, flags, payload)
-Frame = tuple[Type, int, int, int, int, int, object]
-
 _RESYNC = frozenset({Type.RESYNC_WRITE, Type.RESYNC_ZERO, Type.DIGEST})
 _WITH_PAYLOAD = frozenset({Type.WRITE, Type.RESYNC_WRITE})
 _ZEROING = frozenset({Type.ZERO, Type.RESYNC_ZERO})
+_WRITE = Type.WRITE
+_WRITE_NUMBER = int(Type.WRITE)
 
 
 class Receiver:
@@ -62,6 +61,41 @@ class Receiver:
         """Take a frame of the stream; it is processed now or behind those that are held."""
         self._inbox.append(frame)
         self._process()
+
+    def writes(self, frames: list[Frame], first: int) -> int:
+        """Take the WRITE frames that follow one another from `first` on, all checks done once.
+
+        Return the index behind those that were taken: it is `first` where something is unusual, and
+        such a frame goes through `frame`, which says what is wrong with it.
+        """
+        session, volume = self._session, self._volume
+        if self._held or self._inbox or not session.receiving:
+            return first
+        generation, size_bytes, name = self._generation(), volume.size_bytes, session.name
+        touch, queue = volume.intents.touch, volume.outbox.apply.append
+        index, seq, count = first, self._last_seq, len(frames)
+        while index < count:
+            kind, number, offset, length, its_generation, flags, payload = frames[index]
+            if (
+                kind is not _WRITE
+                or number != seq + 1
+                or its_generation != generation
+                or not 0 < length <= PAYLOAD_BYTES_MAX
+                or offset + length > size_bytes
+                or len(payload) != length  # type: ignore[arg-type]
+            ):
+                break
+            seq = number
+            index += 1
+            self._unsynced_bytes += length
+            job = (name, _WRITE_NUMBER, seq, offset, length, flags, payload)
+            if not touch(offset, length, seq):
+                self._hold_for_intents(job)
+                break
+            queue(job)
+            self._queued_seq = seq
+        self._last_seq = seq
+        return index
 
     def applied(self, seq: int) -> None:
         """The engine has applied (or compared) this frame; called in ascending order."""
@@ -133,7 +167,7 @@ class Receiver:
     def _numbered(self, frame: Frame) -> None:
         kind, seq, offset, length, generation, flags, payload = frame
         session = self._session
-        if session.phase not in RECEIVING or self._volume.is_primary:
+        if not session.receiving:
             raise PeerError(f"{kind.name}: this node is not a receiver ({session.phase.value})")
         if kind in _RESYNC and session.phase is not Phase.TARGET:
             raise PeerError(f"{kind.name}: no resync is going on")
@@ -153,6 +187,10 @@ class Receiver:
         if self._volume.intents.touch(offset, length, seq):
             self._queue(job)
             return
+        self._hold_for_intents(job)
+
+    def _hold_for_intents(self, job: ApplyJob) -> None:
+        """Neither this frame nor any behind it goes on before its extents are durable intents."""
         self._hold()
         self._volume.commit_intents(lambda: self._go_on(job))
 
@@ -297,7 +335,7 @@ class Receiver:
 
     def _generation_announced(self, fields: Fields) -> None:
         session, volume = self._session, self._volume
-        if session.phase not in RECEIVING or volume.is_primary:
+        if not session.receiving:
             raise PeerError("GENERATION: this node receives none now")
         entries = hellos.lineage_from_fields(fields)
         self._check_lineage(entries)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from repl.core import chronicle
-from repl.core.receiver import Frame
 from repl.core.states import Phase
-from repl.core.wire import Fields, PeerError, Type, decode_body
+from repl.core.wire import Fields, Frame, PeerError, Type, decode_body
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -37,15 +36,29 @@ _STREAM = frozenset(
 _STREAM_OBJECTS = frozenset({Type.START, Type.GENERATION, Type.PROMOTE_ASK, Type.LEAVE})
 
 
-def route(volume: Volume, peer: str, frame: Frame) -> None:
-    """Take one verified frame from a peer."""
+def route(volume: Volume, peer: str, frames: list[Frame]) -> None:
+    """Take the verified frames of one wake-up from a peer, in their order."""
     session = volume.sessions[peer]
+    index, count = 0, len(frames)
+    while index < count and session.phase is not _DOWN:
+        session.live.received_s = volume.now
+        frame = frames[index]
+        if frame[0] is _WRITE and not volume.failed:
+            behind = session.receiver.writes(frames, index)
+            if behind > index:
+                index = behind
+                continue
+        if not volume.failed or frame[0] is Type.LEAVE_STORED:
+            _route(volume, session, frame)
+        index += 1
+
+
+_DOWN = Phase.DOWN
+_WRITE = Type.WRITE
+
+
+def _route(volume: Volume, session: Session, frame: Frame) -> None:
     kind, seq, offset, length, generation, flags, payload = frame
-    if session.phase is Phase.DOWN:
-        return
-    session.live.received_s = volume.now
-    if volume.failed and kind is not Type.LEAVE_STORED:
-        return
     if kind is Type.ACK:
         session.on_ack(seq, offset)
     elif kind in _STREAM:

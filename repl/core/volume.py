@@ -29,7 +29,7 @@ from repl.core.states import DiskState, Phase, Role
 from repl.core.timeouts import AWAY_S, Timeouts
 from repl.core.upkeep import Upkeep
 from repl.core.verdict import Verdict
-from repl.core.wire import Type, encode_body
+from repl.core.wire import Frame, Type, encode_body
 from repl.core.writes import ClientWrites
 from repl.events import Note, event
 
@@ -167,31 +167,33 @@ class Volume:
 
     def client_write(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
         """A write, trim or zeroing inside the volume, its payload complete."""
-        if self._refuse_client(op):
-            return
-        self.writes.write(op, kind, offset, length, fua)
+        if self.serving:
+            self.writes.write(op, kind, offset, length, fua)
+        else:
+            self._refuse_client(op)
 
     def client_flush(self, op: Op) -> None:
         """A flush: all that was answered before must be durable on every member."""
-        if not self._refuse_client(op):
+        if self.serving:
             self.writes.flush(op)
+        else:
+            self._refuse_client(op)
 
     def client_read(self, op: Op) -> None:
         """A read; it comes back under `Outbox.reads` when it may be done."""
-        if not self._refuse_client(op):
+        if self.serving:
             self.writes.read(op)
+        else:
+            self._refuse_client(op)
 
     def forget(self, op: Op) -> None:
         """A request whose client will get no answer: its payload and place are given back."""
         self.outbox.forget.append(op)
 
-    def _refuse_client(self, op: Op) -> bool:
+    def _refuse_client(self, op: Op) -> None:
         """A request where nothing is served: silence and a closed connection, never an error."""
-        if self.serving:
-            return False
         self.outbox.abandon_clients = True
         self.forget(op)
-        return True
 
     def disk_done(self, op: Op) -> None:
         """The write of this op is in the local backing."""
@@ -317,8 +319,15 @@ class Volume:
         flags: int,
         payload: object,
     ) -> None:
-        """A verified frame arrived. Raises `PeerError` if it breaks the protocol: drop the peer."""
-        routing.route(self, peer, (kind, seq, offset, length, generation, flags, payload))
+        """As `peer_frames`, for one."""
+        routing.route(self, peer, [(kind, seq, offset, length, generation, flags, payload)])
+
+    def peer_frames(self, peer: str, frames: list[Frame]) -> None:
+        """Verified frames arrived, in their order.
+
+        Raises `PeerError` for one that breaks the protocol: drop the peer. Those before it count.
+        """
+        routing.route(self, peer, frames)
 
     # Operators.
 

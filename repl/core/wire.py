@@ -29,6 +29,8 @@ _UNCHECKED_BYTES = HEADER_BYTES - 4
 _CHECKSUM = struct.Struct(">I")
 _HEADER_BODY = struct.Struct(">2sBBIQQQQI")
 DIGEST_BYTES = 16
+#: A verified frame: (type, seq, offset, length, generation, flags, payload).
+Frame = tuple["Type", int, int, int, int, int, object]
 #: Identifiers and counters on the wire are positive and fit a signed 64-bit number.
 NUMBER_MAX = (1 << 63) - 1
 
@@ -182,6 +184,38 @@ def verify(
         checksum = crc32c(payload, checksum)
     if checksum != header.checksum:
         raise PeerError(f"a {header.type.name} frame's checksum is wrong")
+
+
+def decode_frames(buffer: memoryview, start: int, end: int) -> tuple[list[Frame], int]:
+    """Return the verified frames that lie whole between `start` and `end`, and where the rest
+    begins. Payloads are slices of `buffer`. Raises `PeerError` for a broken one."""
+    frames: list[Frame] = []
+    unpack, write = HEADER.unpack_from, Type.WRITE
+    while end - start >= HEADER_BYTES:
+        magic, version, kind, payload_bytes, seq, offset, length, generation, flags, checksum = (
+            unpack(buffer, start)
+        )
+        known = write
+        if not (
+            kind == write
+            and payload_bytes == length <= PAYLOAD_BYTES_MAX
+            and magic == MAGIC
+            and version == VERSION
+        ):
+            known = decode_header(buffer, start).type
+        body = start + HEADER_BYTES
+        stop = body + payload_bytes
+        if stop > end:
+            break
+        payload = buffer[body:stop]
+        found = crc32c(buffer[start : body - 4])
+        if payload_bytes:
+            found = crc32c(payload, found)
+        if found != checksum:
+            raise PeerError(f"a {known.name} frame's checksum is wrong")
+        frames.append((known, seq, offset, length, generation, flags, payload))
+        start = stop
+    return frames, start
 
 
 def encode_control(kind: Type, body: dict[str, Any], generation: int = 0) -> bytes:

@@ -13,11 +13,11 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from repl.core import wire
-from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Header, PeerError
+from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Frame, PeerError
 from repl.link.tls import TlsSocket
 
 RECEIVE_BUFFER_BYTES = 2 << 20
@@ -28,13 +28,11 @@ SOCKET_BUFFER_BYTES = 4 << 20
 BUFFERS_PER_SEND = 1024
 
 
-class Hold(Protocol):
-    """Whoever owns a payload that is being sent; released when the kernel has taken it."""
+class Owner(Protocol):
+    """Whoever owns a payload that is being sent; it is kept until the kernel has taken it."""
 
+    def retain(self) -> None: ...
     def release(self) -> None: ...
-
-
-Frame = tuple[Header, memoryview]
 
 
 class PeerConnection:
@@ -58,14 +56,15 @@ class PeerConnection:
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self._start = 0
         self._end = 0
-        self._outgoing: deque[tuple[bytes | memoryview, Hold | None]] = deque()
+        self._outgoing: list[bytes | memoryview] = []
+        #: Owners to release once so many bytes have been sent over the connection's life.
+        self._owners: deque[tuple[int, Sequence[Owner]]] = deque()
+        self._queued_bytes = 0
         self._writing = False
         self._kept = False
         self.closed = False
         #: Whether it ended because what arrived was no frame, or a damaged one.
         self.broken = False
-        #: Bytes queued and not yet taken by the kernel.
-        self.unsent_bytes = 0
         self.received_bytes = 0
         self.sent_bytes = 0
         _tune(sock, peer_timeout_s)
@@ -76,19 +75,27 @@ class PeerConnection:
         if self._tls is not None and self._tls.pending:
             self._loop.call_soon(self._readable_still)
 
-    def send(self, data: bytes | memoryview, hold: Hold | None = None) -> None:
-        """Queue bytes; `hold` is released when they are sent or given up."""
-        if self.closed:
-            if hold is not None:
-                hold.release()
-            return
-        self._outgoing.append((data, hold))
-        self.unsent_bytes += len(data)
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes queued and not yet taken by the kernel."""
+        return self._queued_bytes - self.sent_bytes
 
-    def flush(self) -> None:
-        """Send what is queued: once per turn."""
-        if self._outgoing and not self._writing and not self.closed:
+    def send(self, pieces: Sequence[bytes | memoryview], owners: Sequence[Owner] = ()) -> None:
+        """Send the pieces, behind what is queued: once per turn.
+
+        What the kernel does not take now follows when it does, and the owners of the pieces are
+        retained until then. Nothing is sent on a closed connection.
+        """
+        if self.closed:
+            return
+        self._outgoing += pieces
+        self._queued_bytes += sum(map(len, pieces))
+        if not self._writing:
             self._send()
+        if owners and self._outgoing:
+            for owner in owners:
+                owner.retain()
+            self._owners.append((self._queued_bytes, owners))
 
     def keep_received(self) -> None:
         """Slices of what was received are still needed: overwrite nothing after this turn."""
@@ -103,11 +110,11 @@ class PeerConnection:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._sock.close()
-        while self._outgoing:
-            hold = self._outgoing.popleft()[1]
-            if hold is not None:
-                hold.release()
-        self.unsent_bytes = 0
+        self._outgoing.clear()
+        self._queued_bytes = self.sent_bytes
+        while self._owners:
+            for owner in self._owners.popleft()[1]:
+                owner.release()
 
     # Receiving.
 
@@ -128,7 +135,7 @@ class PeerConnection:
         self._end += count
         self.received_bytes += count
         try:
-            frames = self._parse()
+            frames, self._start = wire.decode_frames(self._buffer, self._start, self._end)
         except PeerError as error:
             self.broken = True
             self._lost(f"a broken frame: {error}")
@@ -144,21 +151,6 @@ class PeerConnection:
     def _readable_still(self) -> None:
         if not self.closed:
             self._readable()
-
-    def _parse(self) -> list[Frame]:
-        buffer, start, end = self._buffer, self._start, self._end
-        frames: list[Frame] = []
-        while end - start >= HEADER_BYTES:
-            header = wire.decode_header(buffer, start)
-            stop = start + HEADER_BYTES + header.payload_bytes
-            if stop > end:
-                break
-            payload = buffer[start + HEADER_BYTES : stop]
-            wire.verify(header, buffer, payload, start)
-            frames.append((header, payload))
-            start = stop
-        self._start = start
-        return frames
 
     def _make_room(self) -> None:
         if self._start == self._end and not self._kept:
@@ -177,7 +169,7 @@ class PeerConnection:
     def _send(self) -> None:
         outgoing = self._outgoing
         while outgoing:
-            batch = [outgoing[i][0] for i in range(min(len(outgoing), BUFFERS_PER_SEND))]
+            batch = outgoing if len(outgoing) <= BUFFERS_PER_SEND else outgoing[:BUFFERS_PER_SEND]
             try:
                 count = self._sock.sendmsg(batch)
             except (BlockingIOError, InterruptedError):
@@ -193,20 +185,18 @@ class PeerConnection:
             self._loop.add_writer(self._fd, self._writable)
 
     def _sent(self, count: int) -> None:
-        outgoing = self._outgoing
-        self.unsent_bytes -= count
         self.sent_bytes += count
-        while outgoing:
-            data, hold = outgoing[0]
-            size = len(data)
-            if count < size:
-                if count:
-                    outgoing[0] = (memoryview(data)[count:], hold)
-                return
-            count -= size
-            outgoing.popleft()
-            if hold is not None:
-                hold.release()
+        if self.sent_bytes == self._queued_bytes:
+            self._outgoing.clear()
+        else:
+            _drop_sent(self._outgoing, count)
+        self._release()
+
+    def _release(self) -> None:
+        owners = self._owners
+        while owners and owners[0][0] <= self.sent_bytes:
+            for owner in owners.popleft()[1]:
+                owner.release()
 
     def _writable(self) -> None:
         self._loop.remove_writer(self._fd)
@@ -228,6 +218,19 @@ class PeerConnection:
         if not self.closed:
             self.close()
             self._on_lost(self, reason)
+
+
+def _drop_sent(pieces: list[bytes | memoryview], count: int) -> None:
+    """Remove the first `count` bytes."""
+    whole = 0
+    for piece in pieces:
+        if len(piece) > count:
+            break
+        count -= len(piece)
+        whole += 1
+    del pieces[:whole]
+    if count:
+        pieces[0] = memoryview(pieces[0])[count:]
 
 
 def _tune(sock: socket.socket | TlsSocket, peer_timeout_s: float) -> None:

@@ -18,6 +18,8 @@ from repl.core.volume import Volume
 from repl.core.wire import DIGEST_BYTES, FLAG_PUNCH, Type
 from repl.store.backing import NO_ROOM, Backing
 
+_WRITES = frozenset({int(Type.WRITE), int(Type.RESYNC_WRITE)})
+
 
 class Applier:
     """Applies `ApplyJob`s strictly in their order; a disk error goes to `failed` and ends all.
@@ -109,13 +111,18 @@ class Applier:
         """Apply one job, or several adjacent writes at once; return the index behind them."""
         peer, kind, seq, offset, length, flags, payload = jobs[index]
         volume = self._volume
-        if kind in (Type.WRITE, Type.RESYNC_WRITE):
-            buffers = [payload]
+        if kind in _WRITES:
             end = offset + length
             last = index + 1
+            if last == len(jobs) or jobs[last][3] != end:
+                # Nothing is adjacent, as in nearly every random load.
+                self._backing.pwrite(payload, offset)  # type: ignore[arg-type]
+                volume.applied(peer, seq)
+                return last
+            buffers = [payload]
             while last < len(jobs) and len(buffers) < 256:
                 _, next_kind, _, next_offset, next_length, _, next_payload = jobs[last]
-                if next_offset != end or next_kind not in (Type.WRITE, Type.RESYNC_WRITE):
+                if next_offset != end or next_kind not in _WRITES:
                     break
                 buffers.append(next_payload)
                 end += next_length

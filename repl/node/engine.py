@@ -35,9 +35,9 @@ from repl.core.outbox import Commit, Outbox, SendJob, WriteKind
 from repl.core.promotion import PromoteRequest
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
-from repl.core.wire import PeerError, Type
+from repl.core.wire import Frame, PeerError, Type
 from repl.events import Note
-from repl.link.connection import Frame, PeerConnection
+from repl.link.connection import Owner, PeerConnection
 from repl.node.applying import Applier
 from repl.node.clock import volume_now_s
 from repl.node.copying import Copier
@@ -259,17 +259,7 @@ class Engine:
         self._now()
         volume = self.volume
         try:
-            for header, payload in frames:
-                volume.peer_frame(
-                    name,
-                    header.type,
-                    header.seq,
-                    header.offset,
-                    header.length,
-                    header.generation,
-                    header.flags,
-                    payload,
-                )
+            volume.peer_frames(name, frames)
         except PeerError as error:
             volume.sessions[name].broke_protocol(error)
         self.run()
@@ -422,34 +412,37 @@ class Engine:
         peer = self._peers.get(name)
         if peer is None:
             return
-        encode = wire.encode_header
+        encode, write = wire.encode_header, Type.WRITE
+        pieces: list[bytes | memoryview] = []
+        owners: list[Owner] = []
         for kind, seq, offset, length, generation, flags, source in jobs:
             payload: Any = b""
-            hold: Any = None
-            if kind == Type.WRITE:
+            if kind is write:
                 assert isinstance(source, Request) and source.payload is not None
-                start = offset - source.offset
-                payload = source.payload[start : start + length]
-                hold = source.chunk
-                if hold is not None:
-                    hold.retain()
+                payload = source.payload
+                if length != source.length:
+                    start = offset - source.offset
+                    payload = payload[start : start + length]
+                if source.chunk is not None:
+                    owners.append(source.chunk)
             elif kind == Type.RESYNC_WRITE:
                 payload = self._copier.take(source)
             elif source is not None:
                 payload = source
-            peer.send(encode(kind, payload, seq, offset, length, generation, flags))
+            pieces.append(encode(kind, payload, seq, offset, length, generation, flags))
             if payload:
-                peer.send(payload, hold)
-        peer.flush()
+                pieces.append(payload)
+        peer.send(pieces, owners)
 
     def _disk_error(self, reason: str) -> None:
         self.volume.disk_failed(reason)
 
     def _answer_clients(self, box: Outbox) -> None:
         answered: set[Connection] = set()
-        for request in box.replies:
-            connection = request.connection  # type: ignore[attr-defined]
-            connection.reply(request)
+        replies, index = box.replies, 0
+        while index < len(replies):
+            connection = replies[index].connection  # type: ignore[attr-defined]
+            index = connection.reply_done(replies, index)
             answered.add(connection)
         for request in box.reads:
             self._reader.answer(request, answered)  # type: ignore[arg-type]
@@ -469,7 +462,6 @@ class Engine:
         self._applier.discard(name)
         peer = self._peers.pop(name, None)
         if peer is not None:
-            peer.flush()
             peer.close()
             self._loop.call_soon(self._on_lost, name, reason)
 

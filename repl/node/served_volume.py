@@ -23,7 +23,7 @@ from repl.core.verdict import Verdict, operator
 from repl.core.volume import Volume
 from repl.errors import Refused, ReplError
 from repl.events import Note, event
-from repl.link.connection import Frame, PeerConnection
+from repl.link.connection import PeerConnection
 from repl.link.dialer import Dialer
 from repl.link.preamble import Preamble
 from repl.link.tls import TlsSocket
@@ -143,7 +143,7 @@ class ServedVolume:
             core,
             store,
             on_note=self._on_event,
-            on_change=self._on_change,
+            on_change=self._changed,
             on_lost=self._peer_lost,
             on_fatal=self._on_fatal,
             limits=self._clients.limits,
@@ -264,20 +264,20 @@ class ServedVolume:
         assert self._peer is not None and self._engine is not None
         self._link_said = ""
         engine, name = self._engine, str(self._peer["name"])
-
-        def on_frames(peer: PeerConnection, frames: list[Frame]) -> None:
-            engine.frames_received(name, peer, frames)
-            if self._dialer is not None and engine.volume.sessions[name].settled:
-                self._dialer.established()
-
         peer = PeerConnection(
             self._loop,
             sock,
-            on_frames,
+            lambda peer, frames: engine.frames_received(name, peer, frames),
             lambda peer, reason: engine.peer_lost(name, peer, reason),
             self._settings["timeouts"]["peer_timeout_s"],
         )
         engine.add_peer(name, peer)
+        self._on_change()
+
+    def _changed(self) -> None:
+        sessions = self._engine.volume.sessions.values() if self._engine is not None else ()
+        if self._dialer is not None and any(session.settled for session in sessions):
+            self._dialer.established()
         self._on_change()
 
     def _peer_lost(self, _name: str, reason: str) -> None:

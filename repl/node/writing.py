@@ -20,6 +20,8 @@ ZERO_IN_TURN_BYTES = 8 << 20
 #: Buffers of adjacent writes that go down in one call.
 BUFFERS_PER_CALL = 256
 
+_WRITE = WriteKind.WRITE
+
 
 class Writer:
     """Carries out `DiskJob`s; a disk error goes to `failed` and ends the batch."""
@@ -43,14 +45,32 @@ class Writer:
 
     def write(self, jobs: list[DiskJob]) -> None:
         """Carry out a turn's jobs; they do not overlap each other or any other in flight."""
-        index = 0
+        index, count = 0, len(jobs)
         try:
-            while index < len(jobs):
+            while index < count:
                 first = index
-                index = self._run_end(jobs, first)
-                self._run(jobs[first:index])
+                _, kind, start, length = jobs[first]
+                index += 1
+                if kind is _WRITE and (index == count or jobs[index][2] != start + length):
+                    # Nothing is adjacent, as in nearly every random load.
+                    self._write_one(jobs[first])
+                else:
+                    index = self._run_end(jobs, first)
+                    self._run(jobs[first:index])
         except OSError as error:
             self._failed(f"write: {error}")
+
+    def _write_one(self, job: DiskJob) -> None:
+        op, _kind, start, length = job
+        try:
+            self._backing.pwrite(op.payload, start)  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._volume.no_space(_described(error, start, length))
+            self._starved.append(job)
+        else:
+            self._volume.disk_done(op)
 
     def retry(self) -> None:
         """Try the starved writes again, as far as there is room."""

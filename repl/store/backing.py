@@ -134,6 +134,13 @@ class Backing:
                 return False
             raise
 
+    def pwrite(self, buffer: Buffer, offset: int) -> None:
+        """Write one buffer at `offset`; raise OSError."""
+        length = len(buffer)
+        assert offset >= 0 and offset + length <= self.size_bytes, (offset, length)
+        if os.pwrite(self._fd, buffer, offset) != length:
+            self.pwritev([buffer], offset)
+
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Write all buffers one after the other from `offset` on; raise OSError."""
         length = sum(map(len, buffers))

@@ -126,6 +126,44 @@ def test_what_was_applied_becomes_durable_unasked_after_a_while() -> None:
     assert node.durable[0] == 1
 
 
+def feed_writes(node: Node, *writes: tuple[int, int]) -> None:
+    """Hand (number, offset) over in one go, as a wake-up brings them."""
+    generation = generation_of(node)
+    node.begin_turn().peer_frames(
+        node.peer_name,
+        [(Type.WRITE, seq, at, BLOCK, generation, 0, data(seq)) for seq, at in writes],
+    )
+
+
+def test_frames_of_one_wake_up_are_taken_as_if_they_came_one_by_one() -> None:
+    node = secondary()
+    feed_writes(node, (1, 0), (2, BLOCK), (3, 2 * EXTENT), (4, 0), (5, 2 * EXTENT))
+    node.hold_commits = True
+    node.step()
+    assert not applied(node) and node.session.receiver.backlog == 5
+    node.hold_commits = False
+    run_alone(node)
+    assert applied(node) == [1, 2, 3, 4, 5]
+    feed_writes(node, (6, 0), (7, 2 * EXTENT), (8, EXTENT), (9, 0))
+    node.hold_commits = True
+    node.step()
+    assert applied(node) == [1, 2, 3, 4, 5, 6, 7], "what lies before a cold extent does not wait"
+    assert node.session.receiver.backlog == 2
+    node.hold_commits = False
+    run_alone(node)
+    assert applied(node) == list(range(1, 10))
+    assert node.disk[0] == 9 and node.disk[2 * EXTENT] == 7
+
+
+def test_what_comes_before_a_wrong_frame_in_a_wake_up_counts() -> None:
+    node = secondary()
+    feed_writes(node, (1, 0))
+    run_alone(node)
+    with pytest.raises(PeerError, match="number 9 does not follow 3"):
+        feed_writes(node, (2, 0), (3, BLOCK), (9, 0), (4, 0))
+    assert [job[2] for job in node.volume.outbox.apply] == [2, 3]
+
+
 # Frames that do not belong.
 
 

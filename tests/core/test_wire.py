@@ -27,6 +27,7 @@ from repl.core.wire import (
     PeerError,
     Type,
     decode_body,
+    decode_frames,
     decode_header,
     encode_body,
     encode_control,
@@ -73,6 +74,26 @@ def test_every_changed_bit_of_a_frame_is_noticed(payload: bytes, draw: st.DataOb
     frame[place] ^= 1 << draw.draw(st.integers(0, 7))
     with pytest.raises(PeerError):
         verify(decode_header(frame), frame, memoryview(frame)[HEADER_BYTES:])
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(Type)), st.binary(max_size=40)), max_size=6), U64)
+def test_frames_of_a_stream_read_back_whole_and_in_order(
+    wanted: list[tuple[Type, bytes]], number: int
+) -> None:
+    frames = [
+        (kind, number, 1, len(payload) if kind in DATA_FRAMES else 7, 3, 1, payload)
+        for kind, payload in wanted
+        if not (payload and kind in BARE_FRAMES)
+    ]
+    stream = b"".join(
+        encode_header(kind, payload, seq, offset, length, generation, flags) + payload
+        for kind, seq, offset, length, generation, flags, payload in frames
+    )
+    for cut in {len(stream), max(0, len(stream) - 1)}:
+        found, rest = decode_frames(memoryview(b"x" + stream), 1, 1 + cut)
+        assert [(*frame[:-1], bytes(frame[-1])) for frame in found] == frames[: len(found)]  # type: ignore[call-overload]
+        assert len(found) == len(frames) - (cut < len(stream))
+        assert rest == 1 + sum(HEADER_BYTES + len(frame[-1]) for frame in frames[: len(found)])
 
 
 def test_every_byte_of_an_empty_frames_header_is_covered() -> None:

@@ -12,20 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Type, encode_header
-from repl.link.connection import RECEIVE_BUFFER_BYTES, Frame, PeerConnection
+from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Frame, Type, encode_header
+from repl.link.connection import RECEIVE_BUFFER_BYTES, PeerConnection
 
 DEADLINE_S = 10.0
 
 
-class Hold:
-    """Counts its releases."""
+class Owner:
+    """Counts its holders."""
 
     def __init__(self) -> None:
+        self.retained = 0
         self.released = 0
+
+    def retain(self) -> None:
+        self.retained += 1
 
     def release(self) -> None:
         self.released += 1
+        assert self.released <= self.retained
 
 
 class End:
@@ -39,7 +44,7 @@ class End:
         self.peer.start()
 
     def _frames(self, peer: PeerConnection, frames: list[Frame]) -> None:
-        self.batches.append(frames if self.keep else [(h, memoryview(bytes(p))) for h, p in frames])
+        self.batches.append(frames if self.keep else [_kept(frame) for frame in frames])
         if self.keep:
             peer.keep_received()
 
@@ -61,6 +66,15 @@ def ends(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[End, socket.socket]]
     finally:
         end.peer.close()
         theirs.close()
+
+
+def _kept(frame: Frame) -> Frame:
+    *fields, payload = frame
+    return (*fields, bytes(payload))  # type: ignore[call-overload]
+
+
+def payloads_of(end: End) -> list[bytes]:
+    return [bytes(payload) for *_, payload in end.frames]  # type: ignore[call-overload]
 
 
 Play = Callable[[End, socket.socket], Awaitable[None]]
@@ -117,8 +131,11 @@ def test_frames_arrive_whole_however_the_stream_is_split(
         await until(lambda: len(end.frames) == len(payloads))
 
     end = play(script)
-    assert [bytes(payload) for _, payload in end.frames] == payloads
-    assert [header.seq for header, _ in end.frames] == list(range(1, len(payloads) + 1))
+    assert payloads_of(end) == payloads
+    assert [frame[1] for frame in end.frames] == list(range(1, len(payloads) + 1))
+    assert {frame[:1] + frame[2:3] + frame[4:6] for frame in end.frames} == {
+        (Type.WRITE, 4096, 7, 1)
+    }
     assert not end.lost
 
 
@@ -135,7 +152,7 @@ def test_a_frame_split_at_any_byte_arrives_whole() -> None:
             assert end.peer.received_bytes > before
 
     end = play(script)
-    assert {bytes(payload) for _, payload in end.frames} == {b"payload", b"more"}
+    assert set(payloads_of(end)) == {b"payload", b"more"}
 
 
 def test_all_frames_of_one_wake_up_come_in_one_batch() -> None:
@@ -155,7 +172,7 @@ def test_more_than_the_buffer_of_largest_frames_arrives_intact() -> None:
             await send_all(theirs, frame(seq, payload))
         await until(lambda: len(end.frames) == count)
 
-    assert [bytes(payload) for _, payload in play(script).frames] == payloads
+    assert payloads_of(play(script)) == payloads
 
 
 def test_a_kept_payload_survives_everything_received_after_it() -> None:
@@ -168,8 +185,8 @@ def test_a_kept_payload_survives_everything_received_after_it() -> None:
         await until(lambda: len(end.frames) == count)
 
     end = play(script)
-    for header, payload in end.frames:
-        assert bytes(payload) == bytes([header.seq]) * (64 << 10)
+    for seq, payload in enumerate(payloads_of(end), 1):
+        assert payload == bytes([seq]) * (64 << 10)
 
 
 def test_a_partial_frame_behind_a_kept_one_is_not_lost() -> None:
@@ -183,7 +200,7 @@ def test_a_partial_frame_behind_a_kept_one_is_not_lost() -> None:
         await until(lambda: len(end.frames) == 2)
 
     end = play(script)
-    assert [bytes(payload) for _, payload in end.frames] == [b"first", b"second" * 50]
+    assert payloads_of(end) == [b"first", b"second" * 50]
 
 
 @pytest.mark.parametrize("place", [0, 3, 20, 44, HEADER_BYTES, HEADER_BYTES + 6])
@@ -257,85 +274,83 @@ async def read_exactly(sock: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def test_nothing_is_sent_before_the_flush_and_all_of_it_then() -> None:
+def test_what_the_kernel_takes_at_once_is_sent_at_once_and_nobody_has_to_keep_it() -> None:
+    owner = Owner()
+
     async def script(end: End, theirs: socket.socket) -> None:
-        end.peer.send(b"one")
-        end.peer.send(memoryview(b"two"))
-        with pytest.raises(BlockingIOError):
-            theirs.recv(10)
-        assert end.peer.unsent_bytes == 6
-        end.peer.flush()
+        end.peer.send([b"one", memoryview(b"two")], [owner])
         assert await read_exactly(theirs, 6) == b"onetwo"
         assert end.peer.unsent_bytes == 0
         assert end.peer.sent_bytes == 6
+        assert not owner.retained
 
     play(script)
 
 
-def test_partial_sends_keep_the_order_and_release_every_hold_once() -> None:
+def test_partial_sends_keep_the_order_and_every_owner_until_its_bytes_are_sent() -> None:
     pieces = [bytes([n % 251]) * (150_000 + n) for n in range(120)]
-    holds = [Hold() for _ in pieces]
+    owners = [Owner() for _ in pieces]
 
     async def script(end: End, theirs: socket.socket) -> None:
-        for piece, hold in zip(pieces, holds, strict=True):
-            end.peer.send(memoryview(piece), hold)
-        end.peer.flush()
+        for piece, owner in zip(pieces, owners, strict=True):
+            end.peer.send([memoryview(piece)], [owner])
         assert end.peer.unsent_bytes, "the kernel cannot take all of it at once"
-        unsent = [hold.released for hold in holds]
-        assert unsent == sorted(unsent, reverse=True), "released from the front"
-        end.peer.flush()
-        assert await read_exactly(theirs, sum(map(len, pieces))) == b"".join(pieces)
+        assert not owners[0].retained and owners[-1].retained == 1
+        assert not any(owner.released for owner in owners)
+        half = sum(map(len, pieces)) // 2
+        data = await read_exactly(theirs, half)
+        await until(lambda: end.peer.sent_bytes >= half)
+        kept = [owner.retained - owner.released for owner in owners]
+        assert kept == sorted(kept), "released from the front"
+        data += await read_exactly(theirs, sum(map(len, pieces)) - half)
+        assert data == b"".join(pieces)
         await until(lambda: not end.peer.unsent_bytes)
 
     end = play(script)
-    assert [hold.released for hold in holds] == [1] * len(holds)
+    assert [owner.released for owner in owners] == [owner.retained for owner in owners]
     assert not end.lost
 
 
 def test_more_buffers_than_one_call_takes_are_all_sent() -> None:
     async def script(end: End, theirs: socket.socket) -> None:
-        for number in range(3000):
-            end.peer.send(bytes([number % 256]))
-        end.peer.flush()
+        end.peer.send([bytes([number % 256]) for number in range(3000)])
         data = await read_exactly(theirs, 3000)
         assert data == bytes(number % 256 for number in range(3000))
 
     play(script)
 
 
-def test_a_close_releases_what_was_not_sent_and_what_comes_later() -> None:
-    holds = [Hold() for _ in range(100)]
-    late = Hold()
+def test_a_close_releases_what_was_not_sent_and_takes_nothing_more() -> None:
+    owners = [Owner() for _ in range(100)]
+    late = Owner()
 
     async def script(end: End, theirs: socket.socket) -> None:
-        for hold in holds:
-            end.peer.send(bytes(500_000), hold)
-        end.peer.flush()
+        for owner in owners:
+            end.peer.send([bytes(500_000)], [owner])
+        assert owners[-1].retained and not owners[-1].released
         end.peer.close()
-        end.peer.send(b"x", late)
-        end.peer.flush()
+        end.peer.send([b"x"], [late])
 
     end = play(script)
-    assert [hold.released for hold in holds] == [1] * len(holds)
-    assert late.released == 1
+    assert [owner.released for owner in owners] == [owner.retained for owner in owners]
+    assert not late.retained
     assert end.peer.unsent_bytes == 0
 
 
 def test_a_send_to_a_vanished_peer_is_reported_later_and_once() -> None:
     """Not within the turn that sends, which would find its own connection gone under it."""
-    hold = Hold()
+    owner = Owner()
 
     async def script(end: End, theirs: socket.socket) -> None:
         end.peer._loop.remove_reader(end.peer._fd)
         theirs.close()
-        end.peer.send(b"x" * 1000, hold)
-        end.peer.flush()
+        end.peer.send([b"x" * 1000], [owner])
         assert not end.lost
-        end.peer.flush()
+        end.peer.send([b"y"])
         await until(lambda: end.lost)
         await asyncio.sleep(0)
 
     end = play(script)
     assert len(end.lost) == 1
     assert end.lost[0].startswith("sending failed")
-    assert hold.released == 1
+    assert owner.released == owner.retained == 1

@@ -356,6 +356,32 @@ def test_second_answer_to_a_request_is_our_own_error(run: Run) -> None:
     run(scenario())
 
 
+def test_answers_to_a_batch_stop_at_another_clients_request(run: Run) -> None:
+    async def scenario() -> None:
+        one, other = Served(), Served()
+        await one.client.send(write(0, b"x", cookie=1) + write(1, b"y", cookie=2))
+        await other.client.send(write(2, b"z", cookie=3))
+        await one.held(2)
+        await other.held(1)
+        batch = one.backend.held + other.backend.held
+        one.backend.held, other.backend.held = [], []
+        assert one.connection.reply_done(batch) == 2
+        with pytest.raises(LocalError):
+            one.connection.reply_done(batch, 2)
+        with pytest.raises(LocalError):
+            one.connection.reply_done(batch)
+        assert one.connection.requests_in_flight == one.connection.bytes_in_flight == 0
+        one.connection.send_replies()
+        assert [await one.client.reply(), await one.client.reply()] == [(0, 1), (0, 2)]
+        other.connection.abandon()
+        assert other.connection.reply_done(batch, 2) == 3
+        one.connection.abandon()
+        for served in (one, other):
+            served.assert_ended_once()
+
+    run(scenario())
+
+
 def test_payload_outlives_the_answer_while_its_chunk_is_retained(run: Run) -> None:
     async def scenario() -> None:
         served = Served()

@@ -112,9 +112,11 @@ class Tape:
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         whose = self._whose(fd)
+        if whose is not None and not whose[1]:
+            return self.pwritev(fd, [data], offset)
         done = self._pwrite(fd, data, offset)
         if whose is not None:
-            assert whose[1] and done == len(data), "only metadata is written by pwrite"
+            assert done == len(data), "a short write of metadata"
             self.note(MetaWritten(whose[0], offset, bytes(data)))
         return done
 
@@ -146,28 +148,24 @@ class _Peer(PeerConnection):
 
     tape: Tape
     node: str
-    _header: wire.Header | None = None
 
-    def send(self, data: Any, hold: Any = None) -> None:
-        header = self._header
-        if header is None:
-            header = wire.decode_header(data)
-            self._header = header if header.payload_bytes else None
-            if not header.payload_bytes:
-                self._note(header, b"")
-        else:
-            self._header = None
-            self._note(header, bytes(data))
-        super().send(data, hold)
-
-    def _note(self, header: wire.Header, payload: bytes) -> None:
-        self.tape.note(FrameSent(self.node, header.type, header.seq, header.generation, payload))
+    def send(self, pieces: Any, owners: Any = ()) -> None:
+        frames, _ = wire.decode_frames(memoryview(data := b"".join(pieces)), 0, len(data))
+        for kind, seq, _offset, _length, generation, _flags, payload in frames:
+            self.tape.note(FrameSent(self.node, kind, seq, generation, bytes(payload)))  # type: ignore[call-overload]
+        super().send(pieces, owners)
 
 
 class _Client(Connection):
     """Notes what is answered."""
 
     tape: Tape
+
+    def reply_done(self, requests: Any, first: int = 0) -> int:
+        behind = super().reply_done(requests, first)
+        for request in requests[first:behind]:
+            self.tape.note(Replied(int.from_bytes(request.cookie, "big")))
+        return behind
 
     def reply(self, request: Any, error: int = 0, *rest: Any, **named: Any) -> None:
         assert not error, (request, error)

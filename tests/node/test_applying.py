@@ -56,6 +56,9 @@ class Disk:
         self.room_until = 1 << 20
         self.pause_s = 0.0
 
+    def pwrite(self, buffer: bytes, offset: int) -> None:
+        self.pwritev([buffer], offset)
+
     def pwritev(self, buffers: list[bytes], offset: int) -> None:
         time.sleep(self.pause_s)
         if offset + sum(map(len, buffers)) > self.room_until:

@@ -30,6 +30,9 @@ class Disk:
         if end > self.room_until:
             raise self.error
 
+    def pwrite(self, buffer: bytes, offset: int) -> None:
+        self.pwritev([buffer], offset)
+
     def pwritev(self, buffers: list[bytes], offset: int) -> None:
         end = offset + sum(map(len, buffers))
         self._check(end)

@@ -61,6 +61,9 @@ class _Backing:
         self._take_room(offset, length)
         return True
 
+    def pwrite(self, buffer: bytes, offset: int) -> None:
+        self.pwritev([buffer], offset)
+
     def pwritev(self, buffers: list[bytes], offset: int) -> None:
         for buffer in buffers:
             self._take_room(offset, len(buffer))
