@@ -1,8 +1,8 @@
 """The answering half of a connection: what a backend calls, and what is in flight until it does.
 
-Owns the counts of requests and bytes in flight and this client's charge on the shared budget. A
-request is answered exactly once, on the connection it came from; an answer after the end goes
-nowhere but is counted, and the last one makes the connection idle.
+Owns the counts of requests and bytes in flight and of limits that were met, and this client's charge
+on the shared budget. A request is answered exactly once, on the connection it came from; an answer
+after the end goes nowhere but is counted, and the last one makes the connection idle.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from nbdserver.buffers import ByteBudget, Chunk
 from nbdserver.client_socket import ClientSocket
+from nbdserver.counters import TransmissionCounters
 from nbdserver.errors import LocalError
 from nbdserver.protocol import NBD_CMD_READ
 from nbdserver.replies import Data, Extents, Part, ReplyQueue
@@ -26,9 +27,11 @@ class AnsweringHalf(ClientSocket):
         "_budget",
         "_charged_bytes",
         "_closed",
+        "_counters",
         "_read_bytes_in_flight",
         "bytes_in_flight",
         "errors",
+        "limit_waits",
         "requests_in_flight",
     )
 
@@ -39,16 +42,19 @@ class AnsweringHalf(ClientSocket):
         leftover: bytes,
         replies: ReplyQueue,
         budget: ByteBudget,
+        counters: TransmissionCounters | None,
         wire: socket.socket | None = None,
     ) -> None:
         super().__init__(loop, sock, leftover, replies, wire)
         self._budget = budget
         self._charged_bytes = 0
         self._closed = False
+        self._counters = counters
         self._read_bytes_in_flight = 0
         self.requests_in_flight = 0
         self.bytes_in_flight = 0
         self.errors = 0
+        self.limit_waits = 0
 
     def reply(
         self,
@@ -146,6 +152,15 @@ class AnsweringHalf(ClientSocket):
             self._budget.force(change)
         elif change:
             self._budget.give(-change)
+
+    def _waits(self, limit: str) -> None:
+        """The client is not read because of the limit of that name."""
+        self.limit_waits += 1
+        self._met(limit)
+
+    def _met(self, limit: str) -> None:
+        if self._counters is not None:
+            self._counters.limits[limit] += 1
 
     def _idle(self) -> None:
         """The connection is closed and its last request is done."""

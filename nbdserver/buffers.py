@@ -116,6 +116,7 @@ class ChunkPool:
         "on_return",
         "out_bytes",
         "out_bytes_max",
+        "short_of",
         "spare_bytes_max",
     )
 
@@ -125,6 +126,8 @@ class ChunkPool:
         self.spare_bytes_max = spare_bytes_max
         self.out_bytes = 0
         self.on_return: Callable[[], None] | None = None
+        #: The limit by whose name the last `take` that failed did.
+        self.short_of = ""
         self._spares: list[Chunk] = []
         self._spare_bytes = 0
         self._allowance_bytes = CHUNK_BYTES
@@ -147,9 +150,11 @@ class ChunkPool:
                 spare.holders = 1
                 return spare
         if self.out_bytes and self.out_bytes + capacity > self.out_bytes_max:
+            self.short_of = "buffer_bytes"
             return None
         charged = capacity - self._allowance_bytes
         if charged and not self.budget.take(charged):
+            self.short_of = "total_bytes"
             return None
         self._allowance_bytes = 0
         self.out_bytes += capacity

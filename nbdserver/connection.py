@@ -15,6 +15,7 @@ Everything here happens on the loop's thread.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,6 @@ class Connection(AnsweringHalf):
         "_backend",
         "_backend_broke",
         "_continue_scheduled",
-        "_counters",
         "_in_budget_queue",
         "_in_turn",
         "_limits",
@@ -83,7 +83,6 @@ class Connection(AnsweringHalf):
         "bytes_received",
         "bytes_written",
         "export",
-        "limit_waits",
         "on_idle",
         "peer_name",
         "requests",
@@ -106,16 +105,15 @@ class Connection(AnsweringHalf):
     ) -> None:
         terms = terms or Terms()
         replies = _QUEUES[terms.style]()
-        super().__init__(loop, sock, leftover, replies, budget or ByteBudget(), wire)
+        super().__init__(loop, sock, leftover, replies, budget or ByteBudget(), counters, wire)
         self.export = export
         self.peer_name = peer_name
         self.on_idle: Callable[[Connection], None] | None = None
         self.tells_holes = terms.style is not ReplyStyle.SIMPLE
-        self.requests = self.limit_waits = 0
+        self.requests = 0
         self.bytes_read = self.bytes_written = self.bytes_received = 0
         self._backend = backend
         self._limits = limits or Limits()
-        self._counters = counters
         self._pool = ChunkPool(
             self._budget, self._limits.buffer_bytes, self._limits.spare_buffer_bytes
         )
@@ -168,8 +166,13 @@ class Connection(AnsweringHalf):
             self._read_off()
             self._close_if_finished()
 
-    def abandon(self, reason: str = "abandoned") -> None:
-        """Close now and answer nothing: the client sees silence and a closed connection."""
+    def abandon(self, reason: str = "abandoned", limit: str = "") -> None:
+        """Close now and answer nothing: the client sees silence and a closed connection.
+
+        `limit` is the name of the limit for which that is done, if it is for one.
+        """
+        if limit and not self._closed:
+            self._met(limit)
         self._close(reason, End.ABANDONED)
 
     def fail(self, bug: Exception, requests: Sequence[Request] = ()) -> None:
@@ -226,7 +229,7 @@ class Connection(AnsweringHalf):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._close(f"receiving failed: {error.strerror}", End.HUNG_UP)
+            self._broke("receiving", error)
             return
         if not count:
             self._end_of_stream()
@@ -308,18 +311,21 @@ class Connection(AnsweringHalf):
             return
         reader, limits = self._reader, self._limits
         blocked = (
-            self.requests_in_flight >= limits.in_flight_requests
-            or self.bytes_in_flight >= limits.in_flight_bytes
-            or self._replies.unsent_bytes > limits.unsent_bytes
+            (self.requests_in_flight >= limits.in_flight_requests and "in_flight_requests")
+            or (self.bytes_in_flight >= limits.in_flight_bytes and "in_flight_bytes")
+            or (self._replies.unsent_bytes > limits.unsent_bytes and "unsent_bytes")
         )
         if reader.stopped_early or blocked or self._leftover:
             self._read_off()
             if blocked:
-                self.limit_waits += 1
+                self._waits(blocked)
                 return
             if progressed or (self._leftover and not reader.stopped_early):
                 self._schedule_continue()
-            elif not self.requests_in_flight and not self._replies.pieces:
+                return
+            # The next request does not fit beside those in flight.
+            self._waits("total_bytes" if reader.stopped_by_reads else "in_flight_bytes")
+            if not self.requests_in_flight and not self._replies.pieces:
                 self._wait_for_budget()
         elif self._state is State.OPEN:
             if not self._reading:
@@ -354,6 +360,7 @@ class Connection(AnsweringHalf):
     def _wait_for_buffer(self) -> None:
         """No buffer is to be had: read again when one of ours, or anybody's bytes, come back."""
         self._read_off()
+        self._waits(self._pool.short_of)
         self._pool.on_return = self._schedule_continue
         self._wait_for_budget()
 
@@ -371,16 +378,25 @@ class Connection(AnsweringHalf):
     def _make_watches(self) -> ClientWatches:
         loop, limits = self._loop, self._limits
 
-        def stalled(what: str, period_s: float) -> Callable[[], None]:
-            return lambda: self._drop(ClientStalled(f"{what} for {period_s:g} s"), End.STALLED)
+        def stalled(limit: str, what: str) -> Callable[[], None]:
+            period_s = getattr(limits, limit)
 
-        payload_s, reply_s = limits.payload_stall_s, limits.reply_stall_s
-        no_payload = stalled("no byte of an announced payload", payload_s)
-        none_taken = stalled("took none of its replies", reply_s)
+            def end() -> None:
+                self._met(limit)
+                self._drop(ClientStalled(f"{what} for {period_s:g} s"), End.STALLED)
+
+            return end
+
+        def idle() -> None:
+            self._met("idle_s")
+            self._close("idle", End.IDLE)
+
+        no_payload = stalled("payload_stall_s", "no byte of an announced payload")
+        none_taken = stalled("reply_stall_s", "took none of its replies")
         return ClientWatches(
-            Watch(loop, payload_s, self._payload_progress, no_payload),
-            Watch(loop, reply_s, self._reply_progress, none_taken),
-            Watch(loop, limits.idle_s, self._progress, lambda: self._close("idle", End.IDLE)),
+            Watch(loop, limits.payload_stall_s, self._payload_progress, no_payload),
+            Watch(loop, limits.reply_stall_s, self._reply_progress, none_taken),
+            Watch(loop, limits.idle_s, self._progress, idle),
         )
 
     def _payload_progress(self) -> object | None:
@@ -406,7 +422,7 @@ class Connection(AnsweringHalf):
             if self._send_queued():
                 self._watches.replies.start()
         except OSError as error:
-            self._close(f"sending failed: {error.strerror}", End.HUNG_UP)
+            self._broke("sending", error)
             return
         if self._charged_bytes or self._replies.pieces:
             self._recharge()
@@ -442,6 +458,12 @@ class Connection(AnsweringHalf):
             return
         self._shut_down()
         self._close("finished", End.FINISHED)
+
+    def _broke(self, what: str, error: OSError) -> None:
+        if error.errno == errno.ETIMEDOUT:
+            # The kernel's word for a client that acknowledged nothing for as long as it may.
+            self._met("half_open_s")
+        self._close(f"{what} failed: {error.strerror}", End.HUNG_UP)
 
     def _drop(self, error: ClientError, end: End = End.VIOLATION) -> None:
         client_log.warning("%s: dropped: %s", self.peer_name, error)

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from nbdserver.limits import IN_HANDSHAKE, IN_TRANSMISSION
+
 if TYPE_CHECKING:
     from nbdserver.connection import Connection
+
+
+def none_of(limits: Iterable[str]) -> dict[str, int]:
+    """A count for each of the limits, at 0."""
+    return dict.fromkeys(limits, 0)
 
 
 @dataclass(slots=True)
@@ -29,6 +36,13 @@ class HandshakeCounters:
     tls_refused: int = 0  # asked for TLS and did not get through its handshake
     encrypted: int = 0  # got through it, however it went on
     tls_proxies_lost: int = 0  # processes that ended with their clients
+    # How often each limit was met, by its name.
+    limits: dict[str, int] = field(default_factory=lambda: none_of(IN_HANDSHAKE))
+
+    def turned_away(self, limit: str) -> None:
+        """A client had to go, or to try again later, because of this limit of all clients."""
+        self.over_limit += 1
+        self.limits[limit] += 1
 
 
 class End(Enum):
@@ -60,6 +74,8 @@ class TransmissionCounters:
     idle: int = 0
     abandoned: int = 0
     bugs: int = 0
+    # How often each limit was met, by its name; of those that were waited for, how many waits.
+    limits: dict[str, int] = field(default_factory=lambda: none_of(IN_TRANSMISSION))
 
     def ended(self, connection: Connection, end: End) -> None:
         """Add a connection that ended."""

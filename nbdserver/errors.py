@@ -14,6 +14,14 @@ class HandshakeViolation(ClientError):
     """Bytes before transmission that no conforming client sends, or too many of them."""
 
 
+class HandshakeLimit(HandshakeViolation):
+    """A violation that is one only because of a limit; `limit` is its name."""
+
+    def __init__(self, limit: str, text: str) -> None:
+        super().__init__(text)
+        self.limit = limit
+
+
 class TransmissionViolation(ClientError):
     """Bytes after the handshake from which the stream cannot be followed any further."""
 

@@ -59,6 +59,7 @@ class ExtendedRequestReader(RequestReader):
         """As in the base class."""
         requests: list[Request] = []
         self.stopped_early, self.taken_bytes, self.taken_read_bytes = False, 0, 0
+        self.stopped_by_reads = False
         chunk = self._chunk
         if chunk is None or (self._skip_bytes and not self._skip_refused()):
             return requests
@@ -118,7 +119,10 @@ class ExtendedRequestReader(RequestReader):
             return True
         if self.taken_bytes + length > bytes_max:
             return False
-        return command == NBD_CMD_WRITE or self.taken_read_bytes + length <= read_bytes_max
+        self.stopped_by_reads = (
+            command == NBD_CMD_READ and self.taken_read_bytes + length > read_bytes_max
+        )
+        return not self.stopped_by_reads
 
     def _passed_over(
         self,

@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from nbdserver.admission import Credentials, TlsMode, refusal
 from nbdserver.buffers import ByteBudget
@@ -97,7 +97,7 @@ class FileService:
             if refusal(client, self._clients.get(export.name, ())) is None
         ]
 
-    def totals(self) -> dict[str, dict[str, int]]:
+    def totals(self) -> dict[str, dict[str, Any]]:
         """What happened since the start: counters and the present numbers of clients."""
         server = self.server
         return {

@@ -34,7 +34,7 @@ from typing import Final
 
 from nbdserver import contexts
 from nbdserver.admission import TlsMode
-from nbdserver.errors import HandshakeViolation, LocalError
+from nbdserver.errors import HandshakeLimit, HandshakeViolation, LocalError
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.limits import Limits
 from nbdserver.option_data import (
@@ -270,9 +270,8 @@ class Handshake:
         while self._state is State.OPTION and self._take_option():
             pass
         if self._state is State.ANSWER and len(self._received) > self._limits.waiting_bytes:
-            raise HandshakeViolation(
-                f"sent over {self._limits.waiting_bytes} bytes without waiting for an answer"
-            )
+            text = f"sent over {self._limits.waiting_bytes} bytes without waiting for an answer"
+            raise HandshakeLimit("waiting_bytes", text)
 
     def _take_client_flags(self) -> None:
         if len(self._received) < CLIENT_FLAGS.size:
@@ -293,9 +292,8 @@ class Handshake:
         if magic != NBD_OPTION_MAGIC:
             raise HandshakeViolation(f"option magic 0x{magic:016x} is not IHAVEOPT")
         if length > self._limits.option_bytes:
-            raise HandshakeViolation(
-                f"option {number} announces {length} bytes, over {self._limits.option_bytes}"
-            )
+            text = f"option {number} announces {length} bytes, over {self._limits.option_bytes}"
+            raise HandshakeLimit("option_bytes", text)
         if not self._fixed_newstyle and number != Option.EXPORT_NAME:
             raise HandshakeViolation(f"option {number} without the fixed-newstyle flag")
         end = OPTION_HEADER.size + length
@@ -303,7 +301,7 @@ class Handshake:
             return False
         self._options_seen += 1
         if self._options_seen > self._limits.options:
-            raise HandshakeViolation(f"sent over {self._limits.options} options")
+            raise HandshakeLimit("options", f"sent over {self._limits.options} options")
         option_data = bytes(self._received[OPTION_HEADER.size : end])
         del self._received[:end]
         method = _OPTION_METHODS.get(number)

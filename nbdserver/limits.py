@@ -79,6 +79,16 @@ class Limits:
             check(each.name, getattr(self, each.name))
 
 
+#: What can be met in a handshake, and in transmission, under the names that their counters have.
+IN_HANDSHAKE: Final = (
+    *("clients", "handshakes", "held"),
+    *("handshake_deadline_s", "options", "option_bytes", "waiting_bytes"),
+)
+IN_TRANSMISSION: Final = (
+    *("total_bytes", "in_flight_requests", "in_flight_bytes", "unsent_bytes", "buffer_bytes"),
+    *("payload_stall_s", "reply_stall_s", "idle_s", "half_open_s", "leave_s"),
+)
+
 _FIELDS: Final = {each.name: each for each in dataclasses.fields(Limits)}
 
 

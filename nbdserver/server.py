@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 from nbdserver.admission import Credentials, TlsMode
 from nbdserver.client_log import client_log
 from nbdserver.counters import HandshakeCounters
-from nbdserver.errors import ClientError
+from nbdserver.errors import ClientError, HandshakeLimit
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked, TlsAsked
 from nbdserver.limits import Limits
@@ -185,7 +185,7 @@ class Server:
                 continue
             self.counters.accepted += 1
             if self.handshakes - self.held >= self._limits.handshakes:
-                self.counters.over_limit += 1
+                self.counters.turned_away("handshakes")
                 client_log.warning("%s: closed: too many handshakes at once", client_address(sock))
                 sock.close()
                 continue
@@ -201,12 +201,15 @@ class Server:
             agreed = await negotiation.run()
         except TimeoutError:
             self.counters.timed_out += 1
+            self.counters.limits["handshake_deadline_s"] += 1
             client_log.warning("%s: dropped: the handshake took too long", negotiation.peer_name)
         except TlsRefused as error:
             self.counters.tls_refused += 1
             client_log.warning("%s: dropped: %s", negotiation.peer_name, error)
         except ClientError as error:
             self.counters.dropped += 1
+            if isinstance(error, HandshakeLimit):
+                self.counters.limits[error.limit] += 1
             client_log.warning("%s: dropped: %s", negotiation.peer_name, error)
         except (ClientLeft, OSError) as error:
             self.counters.ended += 1
@@ -288,7 +291,7 @@ class _Negotiation:
     async def _answer_export(self, asked: ExportAsked) -> None:
         server = self._server
         if server.held >= self._limits.held:
-            server.counters.over_limit += 1
+            server.counters.turned_away("held")
             answer: ExportInfo | Refusal = Refusal(
                 Reply.ERR_POLICY, f"{server.held} clients are waiting already; try again later"
             )
@@ -297,7 +300,7 @@ class _Negotiation:
             answer = await self._while_connected(question)
         begins = asked.option in (Option.GO, Option.EXPORT_NAME)
         if begins and isinstance(answer, ExportInfo) and server.clients >= self._limits.clients:
-            server.counters.over_limit += 1
+            server.counters.turned_away("clients")
             answer = Refusal(
                 Reply.ERR_POLICY, f"{server.clients} clients are connected, which is the limit"
             )

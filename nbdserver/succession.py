@@ -60,7 +60,7 @@ class Succession:
     def _hurry(self, leaving: set[Connection]) -> None:
         """Those who had their time are closed; only what the backend works on is waited for."""
         for connection in list(leaving):
-            connection.abandon("it left, and others wait")
+            connection.abandon("it left, and others wait", "leave_s")
 
     def _ended(self, connection: Connection) -> None:
         self.connections.discard(connection)

@@ -43,9 +43,10 @@ class RequestReader(ReceiveWindow):
     """The receiving half of one connection in transmission, with compact requests.
 
     `stopped_early` says that complete requests may be waiting behind the limits that were given
-    to `take_requests`. `taken_bytes` is the data that its last batch carries or will read, and
-    `taken_read_bytes` the part that will be read. `refusals` are for the driver to answer and to
-    clear; the fault of a request that needs no work has error 0.
+    to `take_requests`, `stopped_by_reads` that it was the limit of what is read. `taken_bytes` is
+    the data that its last batch carries or will read, and `taken_read_bytes` the part that will be
+    read. `refusals` are for the driver to answer and to clear; the fault of a request that needs no
+    work has error 0.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class RequestReader(ReceiveWindow):
         "_size_bytes",
         "disconnect_asked",
         "refusals",
+        "stopped_by_reads",
         "stopped_early",
         "taken_bytes",
         "taken_read_bytes",
@@ -86,7 +88,7 @@ class RequestReader(ReceiveWindow):
         self.refusals: list[tuple[Request, Fault]] = []
         self.taken_bytes = 0
         self.taken_read_bytes = 0
-        self.stopped_early = False
+        self.stopped_early = self.stopped_by_reads = False
         self.disconnect_asked = False
 
     def take_requests(self, count_max: int, bytes_max: int, read_bytes_max: int) -> list[Request]:
@@ -97,6 +99,7 @@ class RequestReader(ReceiveWindow):
         """
         requests: list[Request] = []
         self.stopped_early, self.taken_bytes, self.taken_read_bytes = False, 0, 0
+        self.stopped_by_reads = False
         chunk = self._chunk
         if chunk is None or (self._skip_bytes and not self._skip_refused()):
             return requests
@@ -142,7 +145,7 @@ class RequestReader(ReceiveWindow):
             wanted = REQUEST_BYTES
             if command == NBD_CMD_READ:
                 if length > bytes_left or length > read_bytes_left:
-                    self.stopped_early = True
+                    self.stopped_early, self.stopped_by_reads = True, length <= bytes_left
                     break
                 bytes_left -= length
                 read_bytes_left -= length

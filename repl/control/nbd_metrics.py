@@ -60,6 +60,14 @@ def _node_families(counters: JsonObject) -> Iterator[Metric]:
     for outcome in HANDSHAKE_OUTCOMES:
         outcomes.add_metric([outcome], counters[outcome])
     yield outcomes
+    met = CounterMetricFamily(
+        "repl_nbd_limits_met",
+        "NBD clients that met a limit of the handshake, or of all clients, by its name.",
+        labels=["limit"],
+    )
+    for limit, count in counters["limits"].items():
+        met.add_metric([limit], count)
+    yield met
     for name, text, key in (
         ("repl_nbd_encrypted", "NBD clients that got through a TLS handshake.", "encrypted"),
         (
@@ -88,6 +96,11 @@ def _volume_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
         for volume in volumes:
             family.add_metric([volume["name"]], volume["nbd"][key])
         yield family
+    met = CounterMetricFamily(
+        "repl_volume_nbd_limits_met",
+        "Waits for a limit on NBD clients, or ends by it, by its name.",
+        labels=["volume", "limit"],
+    )
     ends = CounterMetricFamily(
         "repl_volume_nbd_connections_ended",
         "NBD connections by how they ended.",
@@ -99,8 +112,11 @@ def _volume_families(volumes: Iterable[JsonObject]) -> Iterator[Metric]:
         labels=["volume"],
     )
     for volume in volumes:
+        for limit, count in volume["nbd"]["limits"].items():
+            met.add_metric([volume["name"], limit], count)
         for end in CONNECTION_ENDS:
             ends.add_metric([volume["name"], end], volume["nbd"][end])
         held.add_metric([volume["name"]], volume["nbd"]["bytes_held"])
+    yield met
     yield ends
     yield held

@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from nbdserver import terms
 from nbdserver.admission import Credentials, TlsMode, refusal
@@ -90,7 +90,7 @@ class NbdFront:
         """End the TLS proxies; to be called once the workers have disconnected their clients."""
         await self._server.end_tls()
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
         """Counters of negotiations since the start, and how many go on now."""
         return dataclasses.asdict(self._server.counters) | {
             "handshakes": self._server.handshakes,
@@ -142,7 +142,7 @@ class NbdFront:
         volume = worker.last_volume()
         export = volume["export"]
         if begins and export["serving"] and volume["clients"] >= self._limits.clients:
-            self._server.counters.over_limit += 1
+            self._server.counters.turned_away("clients")
             message = f"{volume['clients']} clients are attached to {worker.name}, the limit"
             return Refusal(Reply.ERR_POLICY, message)
         if export["serving"]:

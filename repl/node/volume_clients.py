@@ -45,7 +45,7 @@ class VolumeClients:
         self._loop = loop
         self._budget = ByteBudget(self.limits.total_bytes)
         self._counters = TransmissionCounters()
-        #: Turned away because as many as may be are attached.
+        #: Turned away because as many as may be (`clients`) are attached.
         self._over_limit = 0
 
     def connection(

@@ -162,6 +162,8 @@ def test_scrape_shows_what_nbd_clients_did() -> None:
         assert found[("repl_volume_nbd_connections_ended_total", "stalled", "r0")] == 2
         assert found[("repl_volume_nbd_connections_ended_total", "over_limit", "r0")] == 5
         assert found[("repl_volume_nbd_bytes_held", "r0")] == 1 << 20
+        assert found[("repl_nbd_limits_met_total", "handshakes")] == 0
+        assert found[("repl_volume_nbd_limits_met_total", "unsent_bytes", "r0")] == 0
         # A volume whose worker has not spoken has counted nothing.
         assert ("repl_volume_nbd_requests_total", "r1") not in found
 
@@ -210,7 +212,7 @@ def test_orders_waits_and_copies_are_shown() -> None:
 def test_every_way_to_end_has_its_metric() -> None:
     assert set(CONNECTION_ENDS) == {end.value for end in End} | {"over_limit"}
     counted = {field.name for field in dataclasses.fields(HandshakeCounters)}
-    no_outcomes = {"accepted", "encrypted", "tls_proxies_lost"}
+    no_outcomes = {"accepted", "encrypted", "limits", "tls_proxies_lost"}
     assert set(HANDSHAKE_OUTCOMES) == counted - no_outcomes
 
 
