@@ -115,11 +115,9 @@ def open_listeners(service: FileService, settings: Settings) -> list[socket.sock
         for host, port in settings.addresses:
             server.listen_tcp(host, port)
     except ListenError as error:
+        next_step, exit_status = _after_no_listener(error)
         raise CannotServe(
-            f"cannot listen on {error.address}",
-            error.why,
-            "stop the other program, or choose another --socket or --listen",
-            EXIT_CANNOT_SERVE,
+            f"cannot listen on {error.address}", error.why, next_step, exit_status
         ) from error
     if not server.sockets:
         raise CannotServe(
@@ -129,6 +127,34 @@ def open_listeners(service: FileService, settings: Settings) -> list[socket.sock
             EXIT_CANNOT_SERVE,
         )
     return list(server.sockets)
+
+
+def _after_no_listener(error: ListenError) -> tuple[str, int]:
+    """What to do about it, and the exit status."""
+    cause = error.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if isinstance(cause, socket.gaierror) or number == errno.EADDRNOTAVAIL:
+        return "name an address of this machine: `ip address` shows them", EXIT_CANNOT_SERVE
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return "create the folder of the socket, or choose another one", EXIT_CANNOT_SERVE
+    if number in (errno.EACCES, errno.EPERM):
+        return "choose another --socket or --listen, or run as a user who may", EXIT_PERMISSION
+    return "stop the other program, or choose another --socket or --listen", EXIT_CANNOT_SERVE
+
+
+def remark_on(path: Path, size_bytes: int) -> str:
+    """What may surprise about the size that is served of a file, if anything."""
+    if not size_bytes:
+        return f"{path} is empty: nothing can be stored there before, say, truncate -s 1G {path}"
+    try:
+        status = path.stat()
+    except OSError:
+        # It is open, so it is served; whoever took its name away knows that it is gone.
+        return ""
+    left = status.st_size - size_bytes
+    if stat.S_ISREG(status.st_mode) and left > 0:
+        return f"the last {left} bytes of {path} are no whole block and are not served"
+    return ""
 
 
 def uris_of(name: str, sockets: Sequence[socket.socket], tls: TlsMode) -> list[str]:
@@ -179,6 +205,9 @@ async def serve(settings: Settings) -> None:
         for export, _ in exports:
             uris = " ".join(uris_of(export.name, sockets, tls.mode))
             say(f"ready {uris} ({export.size_bytes} bytes)")
+        for served, (export, _) in zip(settings.files, exports, strict=True):
+            if remark := remark_on(served.path, export.size_bytes):
+                say(remark)
         await stop.wait()
     finally:
         await service.drain()

@@ -1,8 +1,8 @@
 """The answering half of a connection: what a backend calls, and what is in flight until it does.
 
-Owns the counts of requests and bytes in flight and of limits that were met, and this client's charge
-on the shared budget. A request is answered exactly once, on the connection it came from; an answer
-after the end goes nowhere but is counted, and the last one makes the connection idle.
+Owns the counts of requests and bytes in flight and of limits that were met, and this client's
+charge on the shared budget. A request is answered exactly once, on the connection it came from; an
+answer after the end goes nowhere but is counted, and the last one makes the connection idle.
 """
 
 from __future__ import annotations

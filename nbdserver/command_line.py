@@ -1,6 +1,6 @@
 """The command line of `python -m nbdserver`: what may be said, and what it means.
 
-Pure but for what argparse does on a mistake: it ends the process with status 2 and a usage line.
+Pure but for what happens on a mistake: the process ends with status 2 and words that help.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final
 from nbdserver import limits
 from nbdserver.admission import TlsMode
 from nbdserver.limits import LimitInvalid, Limits
+from nbdserver.mistakes import HelpfulParser
 from nbdserver.protocol import NBD_DEFAULT_PORT, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX
 from nbdserver.tls import TlsServerFiles
 
@@ -95,13 +96,21 @@ class Settings:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT, [IPV6]:PORT, :PORT or HOST as (host, port). Raises ValueError."""
+    """HOST:PORT, [IPV6]:PORT, :PORT or HOST as (host, port). Raises ArgumentTypeError."""
+    if text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text} is no host; its port {text}, for this machine alone, is 127.0.0.1:{text}"
+        )
+    if text.count(":") > 1 and not text.startswith("["):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: an IPv6 address needs brackets, like [::1]:{NBD_DEFAULT_PORT}"
+        )
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         host, port = text, str(NBD_DEFAULT_PORT)
     host = host.removeprefix("[").removesuffix("]")
     if not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{port!r} is not a port")
+        raise argparse.ArgumentTypeError(f"{port!r} is not a port, a number from 0 to 65535")
     return host, int(port)
 
 
@@ -109,7 +118,9 @@ def parse_block_sizes(text: str) -> BlockSizes:
     """MINIMUM[,PREFERRED[,MAXIMUM]] in bytes. Raises ArgumentTypeError with a sentence."""
     parts = text.split(",")
     if len(parts) > 3 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one to three numbers of bytes")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one to three numbers of bytes, like 512,4096,1048576"
+        )
     numbers = [int(part) for part in parts]
     preferred = max(4096, numbers[0])
     return BlockSizes(*numbers, *(preferred, PAYLOAD_BYTES_MAX)[len(numbers) - 1 :])
@@ -135,13 +146,14 @@ def parse_limit(text: str) -> tuple[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = HelpfulParser(
         prog="python -m nbdserver",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.example = "disk.img --socket /tmp/nbd.sock"
     parser.add_argument("files", metavar="[NAME=]FILE", nargs="*", type=parse_file)
     what = parser.add_argument_group("what is served")
     what.add_argument(
@@ -256,13 +268,13 @@ def parse_arguments(
     given = [(name, path, parsed.read_only) for name, path in parsed.files]
     given += [(name, path, True) for name, path in parsed.ro]
     if not given:
-        parser.error("say what to serve: [NAME=]FILE")
+        parser.error("it does not say what to serve: [NAME=]FILE")
     if parsed.name is not None:
         if len(given) > 1 or given[0][0] is not None:
             parser.error("--name is for a single FILE; otherwise write NAME=FILE")
         given = [(parsed.name, *given[0][1:])]
     if not parsed.socket and not parsed.listen and "LISTEN_FDS" not in environment:
-        parser.error("say where to listen: --socket PATH, --listen HOST:PORT, or both")
+        parser.error("it does not say where to listen: --socket PATH, --listen HOST:PORT, or both")
     unnamed = "" if len(given) == 1 else None
     files = []
     for name, path, read_only in given:

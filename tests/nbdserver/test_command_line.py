@@ -106,8 +106,14 @@ def test_block_sizes_have_fitting_defaults(text: str, sizes: tuple[int, int, int
     [
         ((), "say what to serve"),
         (("f",), "say where to listen"),
-        (("f", "--listen", "host:http"), "--listen"),
-        (("f", "--listen", "host:70000"), "--listen"),
+        (("f", "--listen", "host:http"), "'http' is not a port"),
+        (("f", "--listen", "host:70000"), "a number from 0 to 65535"),
+        (("f", "--listen", "10809"), "127.0.0.1:10809"),
+        (("f", "--listen", "::1:10809"), "needs brackets, like [::1]:10809"),
+        (("f", "--sokcet=s"), "perhaps --socket is meant"),
+        (("f", "-r", "--socket=s"), "perhaps --read-only is meant"),
+        (("f", "--port", "10809"), "perhaps --listen is meant"),
+        (("f", "--xyzzy", "--socket=s"), "or try: python -m nbdserver disk.img --socket"),
         (("f", "g", "--name=x", "--socket=s"), "--name is for a single FILE"),
         (("y=f", "--name=x", "--socket=s"), "--name is for a single FILE"),
         (("a/f", "b/f", "--socket=s"), "two exports have one name"),
@@ -123,7 +129,13 @@ def test_block_sizes_have_fitting_defaults(text: str, sizes: tuple[int, int, int
 def test_mistakes_are_refused_in_words_that_help(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
 ) -> None:
-    assert words in refused(capsys, *arguments)
+    said = refused(capsys, *arguments)
+    assert words in said
+    what, why, next_step = said.splitlines()
+    assert what == "nbdserver: the command line cannot be used"
+    assert why.startswith("Why   ")
+    assert next_step.startswith("Next  ")
+    assert "--help" in next_step
 
 
 def test_inherited_sockets_make_others_unnecessary() -> None:

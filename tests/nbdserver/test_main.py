@@ -45,7 +45,10 @@ def test_ready_line_names_both_addresses_and_the_size(server: ServerProcess) -> 
         (("{folder}/missing", "--socket", "{folder}/s"), 8, "does not exist"),
         (("{folder}", "--socket", "{folder}/s"), 8, "directory"),
         (("{disk}", "--socket", "{disk}"), 8, "not a socket"),
-        (("{disk}", "--socket", "{folder}/none/s"), 8, "No such file"),
+        (("{disk}", "--socket", "{folder}/none/s"), 8, "create the folder of the socket"),
+        (("{disk}", "--socket", "{folder}/" + "s" * 108), 8, "over 107 bytes"),
+        (("{disk}", "--listen", "192.0.2.1:0"), 8, "name an address of this machine"),
+        (("{disk}", "--listen", "nowhere.invalid"), 8, "name an address of this machine"),
         (("/dev/null", "--socket", "{folder}/s"), 8, "neither"),
         (("{disk}", "--socket", "{folder}/s", "--block-size=3"), 8, "power of two"),
         (
@@ -78,6 +81,25 @@ def test_mistakes_are_explained_with_the_right_status(
         assert what.startswith("nbdserver: cannot ")
         assert why.startswith("Why ")
         assert next_step.startswith("Next ")
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "words"),
+    [
+        (0, (), "is empty: nothing can be stored there"),
+        (1000, ("--block-size=512",), "the last 488 bytes of"),
+        (1000, (), ""),
+    ],
+)
+def test_surprising_size_is_served_with_a_word_about_it(
+    disk: Path, tmp_path: Path, size: int, options: tuple[str, ...], words: str
+) -> None:
+    os.truncate(disk, size)
+    with ServerProcess(disk, tmp_path, *options) as server:
+        assert server.size_bytes == (512 if options else size)
+        server.stop()
+    assert len(server.log) == bool(words)
+    assert words in "".join(server.log)
 
 
 def test_second_server_on_the_same_socket_is_refused_and_the_first_lives(

@@ -71,7 +71,9 @@ def test_limits_that_the_readme_names_exist() -> None:
     text = README.read_text()
     assert set(re.findall(r"`([a-z_]+_s)`", text)) <= set(limits.names())
     table = text.split("### Limits")[1].split("###")[0]
-    named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?):", table, re.MULTILINE))))
+    named = set(
+        re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?):", table, re.MULTILINE)))
+    )
     assert named == set(limits.names()) - {"tls_proxies"}
 
 
