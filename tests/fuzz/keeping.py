@@ -28,7 +28,8 @@ def keep(name: str, working: Path) -> str:
     folder = CORPUS / name
     folder.mkdir(parents=True, exist_ok=True)
     paths = [path for each in (folder, working) if each.exists() for path in each.iterdir()]
-    inputs = sorted({path.read_bytes() for path in paths if path.is_file()}, key=_by_size)
+    found = {path.read_bytes() for path in paths if path.is_file()}
+    inputs = sorted(found | set(target.seeds()), key=_by_size)
     taken: set[Arc] = set()
     kept: list[bytes] = []
     size = 0

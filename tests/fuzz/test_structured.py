@@ -14,8 +14,8 @@ from tests.fuzz.strategies import inputs
 from tests.fuzz.targets import TARGETS
 
 #: Each of these builds two cores; a failing example is short by its making.
-SLOW = {"peer-session": 15}
-ENOUGH = 60
+SLOW = {"peer-session": 40}
+ENOUGH = 200
 
 
 @pytest.mark.parametrize("name", TARGETS)
