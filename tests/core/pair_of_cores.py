@@ -236,7 +236,8 @@ class Node:
             self.finish_copies(box.copies)
         if box.sync:
             self.events.append(("sync", box.sync))
-            self.sync = (box.sync, bytes(self.disk))
+            unchanged = self.disk == self.durable
+            self.sync = (box.sync, self.durable if unchanged else bytes(self.disk))
         self.replies += box.replies
         self.reads += box.reads
         self.forgotten += box.forget

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 CHOICE_BYTES: Final = 8
+#: Characters of a failed claim, which may hold a whole payload.
+SHOWN_MAX: Final = 600
 
 
 class Choices:
@@ -64,7 +66,7 @@ class Unlike(AssertionError):
 def claim(holds: object, what: str) -> None:
     """Raise `Unlike` with `what` unless it holds. Unlike `assert` it stays under -O."""
     if not holds:
-        raise Unlike(what)
+        raise Unlike(what if len(what) <= SHOWN_MAX else f"{what[:SHOWN_MAX]}…")
 
 
 def sentence(text: str) -> None:

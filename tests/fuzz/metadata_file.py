@@ -264,6 +264,7 @@ def patch(kind: int, length: int, other: int, place: int, data: bytes = b"") -> 
 _REGIONS: Final = tuple(LAYOUT.region(number).offset for number in range(MAP_COUNT))
 _PLACES: Final = (0, 8, 20, *SLOTS, *(start + 20 for start in SLOTS), *_REGIONS)
 SAMPLES: Final = (
+    *(patch(RAW, 0, 0, start + 64 + place, b"7") for start in SLOTS for place in range(0, 900, 30)),
     *(patch(RAW, 0, 0, place, data) for place in _PLACES for data in (b"\0", b"\xff" * 8)),
     *(patch(WIPE, length, 0, place) for place in _PLACES for length in (0, 7)),
     *(patch(COPY, 7, one // SECTOR_BYTES, two) for one in SLOTS for two in _PLACES),

@@ -31,6 +31,12 @@ SIZE = 64 << 10
 STYLES = (model.SIMPLE, model.STRUCTURED, model.EXTENDED)
 CONTEXTS = ("base:allocation", "x-repl:out-of-sync:beta")
 EIO = 5
+#: A choice that repeats the stream up to this length, if it is not too short for that.
+LONG = 7
+LONG_BYTES = 1_200_000
+REPEATS_MAX = 100
+#: Of a long stream.
+PIECE_BYTES = 40_000
 #: Offsets whose requests the backend fails, to see errors of its own among the answers.
 BAD_BLOCK = 0xBAD
 
@@ -69,6 +75,7 @@ class Backend:
     def __init__(self, chance: random.Random | None) -> None:
         self.disk = bytearray(SIZE)
         self.submitted: list[tuple[int, int, int, int, bytes]] = []
+        self._payloads: dict[bytes, bytes] = {}
         self.disconnects = 0
         self._held: list[tuple[Request, bytes]] = []
         self._chance = chance
@@ -77,6 +84,7 @@ class Backend:
         for each in requests:
             payload = b"" if each.payload is None else bytes(each.payload)
             number = int.from_bytes(each.cookie, "big")
+            self._payloads[each.cookie] = payload
             self.submitted.append((number, each.command, each.offset, each.length, payload))
             self._held.append((each, self._carried_out(each, payload)))
         if self._chance is None:
@@ -106,9 +114,8 @@ class Backend:
         connection = each.connection
         assert connection is not None
         if each.payload is not None and not fails(each.command, each.offset):
-            # It still is what came: the buffer is not used for anything else before the answer.
-            number = int.from_bytes(each.cookie, "big")
-            (came,) = [known[4] for known in self.submitted if known[0] == number]
+            # It still is what came: its buffer is not used for anything else before the answer.
+            came = self._payloads[each.cookie]
             claim(bytes(each.payload) == came, "a payload changed before its answer")
         if fails(each.command, each.offset):
             connection.reply(each, EIO, text="the medium failed", at=each.offset)
@@ -240,9 +247,19 @@ def run(data: bytes) -> None:
     """One input: in one piece answered at once, and in many with everything at random."""
     choices, stream = parted(data)
     disk = disk_of(choices)
+    is_long = choices.number(3, 32) == LONG and len(stream) * REPEATS_MAX >= LONG_BYTES
+    if is_long:
+        # So long that requests straddle the ends of receive buffers.
+        stream *= LONG_BYTES // len(stream) + 1
     stream = model.numbered(stream, disk)
     followed = model.followed(stream, disk)
     Served(choices, stream, whole(stream), None).check(followed, disk)
+    if is_long:
+        large = [
+            stream[start : start + PIECE_BYTES] for start in range(0, len(stream), PIECE_BYTES)
+        ]
+        Served(choices, stream, large, None).check(followed, disk)
+        return
     chance = choices.random()
     Served(choices, stream, pieces(stream, chance), chance).check(followed, disk)
 
@@ -292,6 +309,8 @@ def _samples() -> tuple[bytes, ...]:
 SAMPLES = _samples()
 GRAMMAR = Grammar(split, SAMPLES, ((0, 4), (4, 2), (6, 2), (16, 8), (24, 4), (28, 4)), repair)
 _STREAMS = (
+    request(1, 0, 8000, b"c" * 8000) + request(0, 0, 600),
+    extended_request(1, 0, 8000, b"c" * 8000) + extended_request(0, 0, 600),
     request(1, 0, 600, b"a" * 600) + request(0, 0, 600) + request(3) + request(2),
     request(1, 512, 512, b"b" * 512)
     + request(6, 0, 1024)
@@ -312,4 +331,5 @@ def grammar() -> Grammar:
 def seeds() -> list[bytes]:
     """Every style of replies, with and without an end."""
     heads = [bytes([style, 0, end, 2, 3, 2, 0, style]) for style in range(3) for end in (0, 3)]
+    heads += [bytes([style, 0, 2, LONG, 3, 2, 0, style]) for style in range(3)]
     return [head + stream for head in heads for stream in _STREAMS]
