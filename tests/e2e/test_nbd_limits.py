@@ -30,7 +30,7 @@ def lone(metrics_port: int) -> Iterator[Node]:
     metrics = f'metrics = "127.0.0.1:{metrics_port}"\n\n[nbd]\n'
     node.write_config(node.config_text().replace("[nbd]\n", metrics, 1))
     node.start()
-    node.wait_open()
+    node.wait_volume(lambda v: v["disk_state"] == "up-to-date", "is the one copy there is")
     node.promote()
     node.wait_primary()
     yield node
