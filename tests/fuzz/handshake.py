@@ -1,8 +1,9 @@
 """Fuzz target: the NBD handshake, from the client's first byte to the agreement.
 
-Claims: nothing but `ClientError` escapes, every option gets the replies that the model of the
-protocol says, each well formed; the same bytes in other pieces, answered sooner or later, give the
-same bytes back; no more is kept than the limits allow; an agreement survives its way as JSON.
+Claims: nothing but `ClientError` escapes; every option gets the replies that the model of the
+protocol says, each well formed, with TLS off, allowed and required; the same bytes in other pieces,
+answered sooner or later, give the same bytes back; no more is kept than the limits allow; an
+agreement survives its way as JSON.
 
 The model is `option_model.py`.
 """
@@ -16,9 +17,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nbdserver import terms
+from nbdserver.admission import TlsMode
 from nbdserver.errors import HandshakeViolation
 from nbdserver.export import Refusal
-from nbdserver.handshake import Agreed, Ended, Event, ExportAsked, Handshake, ListAsked
+from nbdserver.handshake import (
+    Agreed,
+    Ended,
+    Event,
+    ExportAsked,
+    Handshake,
+    ListAsked,
+    State,
+    TlsAsked,
+)
 from nbdserver.limits import Limits
 from nbdserver.protocol import Reply
 from tests.fuzz.grammar import Grammar
@@ -37,6 +48,8 @@ from tests.fuzz.option_model import (
 )
 from tests.nbdserver.wire import OptionReply, context_data, info_data, option, option_replies
 
+MODES = (TlsMode.OFF, TlsMode.ALLOWED, TlsMode.REQUIRED)
+
 
 @dataclass
 class Said:
@@ -52,15 +65,22 @@ class Said:
 class _Conversation:
     """A handshake, its driver's answers, and what it keeps."""
 
-    def __init__(self, parts: Sequence[bytes], chance: random.Random | None) -> None:
+    def __init__(
+        self, phases: Sequence[Sequence[bytes]], chance: random.Random | None, tls: TlsMode
+    ) -> None:
+        """`phases` are the pieces that come before TLS, and those that come after it has begun."""
         limits = Limits(options=OPTIONS_MAX, option_bytes=OPTION_BYTES_MAX, waiting_bytes=16 << 20)
-        self.handshake = Handshake(limits)
+        self.handshake = Handshake(limits, tls)
         self.said = Said()
         self._waiting: list[Event] = []
         self._chance = chance
-        for part in parts:
-            self._take(part)
-        self._pump(at_once=True)
+        for number, parts in enumerate(phases):
+            if number:
+                claim(self.handshake.state is State.TLS, f"{self.handshake.state} before TLS")
+                self.handshake.secured()
+            for part in parts:
+                self._take(part)
+            self._pump(at_once=True)
 
     def _take(self, part: bytes) -> None:
         said, handshake = self.said, self.handshake
@@ -87,6 +107,8 @@ class _Conversation:
             while event := (self._waiting.pop() if self._waiting else handshake.next_event()):
                 if isinstance(event, Agreed | Ended):
                     said.end = event
+                elif isinstance(event, TlsAsked):
+                    said.asked.append(event)
                 elif not at_once:
                     self._waiting.append(event)
                     return
@@ -183,12 +205,18 @@ def _check_end(said: Said, model: Expected) -> None:
 def run(data: bytes) -> None:
     """One input: the conversation in one piece and in many, each against the model."""
     choices, stream = parted(data)
-    model = expected(stream)
-    at_once = _Conversation(whole(stream), None).said
+    tls, injected = MODES[choices.number(0, 3)], choices.flag(1, 0)
+    model = expected(stream, tls.value, injected=injected)
+    cut = None if injected and model.violated else model.cut
+    phases = [stream] if cut is None else [stream[:cut], stream[cut:]]
+    at_once = _Conversation([whole(each) for each in phases], None, tls).said
     _check_replies(at_once, model)
     _check_end(at_once, model)
+    if injected and model.cut is not None:
+        # What comes in other pieces may be behind STARTTLS or not: another conversation.
+        return
     chance = choices.random()
-    later = _Conversation(pieces(stream, chance), chance).said
+    later = _Conversation([pieces(each, chance) for each in phases], chance, tls).said
     _check_end(later, model)
     claim(later.sent == at_once.sent, "other pieces give other replies")
     claim(later.asked == at_once.asked, "other pieces ask for other exports")
@@ -251,6 +279,8 @@ _STREAMS = (
     struct.pack(">I", 1) + option(1, b"vol") + b"rest",
     struct.pack(">I", 0) + option(1, b""),
     HELLO + option(5) + option(2),
+    HELLO + option(8) + option(5) + option(6, info_data(b"vol")) + option(5) + option(1, b"vol"),
+    HELLO + option(7, info_data(b"vol")) + option(5, b"x") + option(5) + option(3),
     HELLO + option(77, b"IHAVEOPT" * 3) + option(7, info_data(b"nope")) + option(1, b"nope"),
 )
 
@@ -261,4 +291,9 @@ def grammar() -> Grammar:
 
 def seeds() -> list[bytes]:
     """Conversations that end in every way."""
-    return [bytes(7) + bytes([number]) + stream for number, stream in enumerate(_STREAMS)]
+    return [
+        bytes([tls, injected]) + bytes(5) + bytes([number]) + stream
+        for tls in range(3)
+        for injected in range(2 if tls else 1)
+        for number, stream in enumerate(_STREAMS)
+    ]

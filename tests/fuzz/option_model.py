@@ -22,6 +22,7 @@ OPTION_BYTES_MAX = 8 << 10
 OPTIONS_MAX = 24
 ACK, SERVER, INFO, META = 1, 2, 3, 4
 UNSUP, INVALID, UNKNOWN, EXT_REQD = (1 << 31 | number for number in (1, 3, 6, 10))
+TLS_REQD = 1 << 31 | 5
 OK_TO_REFUSE_TLS = {1 << 31 | number for number in (1, 2)}
 
 
@@ -38,6 +39,10 @@ class Expected:
     style: str = "simple"
     selected: tuple[str | None, frozenset[str]] = (None, frozenset())
     rest: bytes = b""
+    #: "off", "allowed" or "required"; whether it has begun, and where in the stream it does.
+    tls: str = "off"
+    secured: bool = False
+    cut: int | None = None
 
 
 def _name_of(data: bytes) -> str | None:
@@ -80,9 +85,12 @@ def _queries(data: bytes) -> tuple[str, list[str]] | None:
     return (texts[0], texts[1:]) if position == len(data) else None
 
 
-def expected(stream: bytes) -> Expected:
-    """Follow the stream as the specification does."""
-    found = Expected()
+def expected(stream: bytes, tls: str = "off", *, injected: bool = False) -> Expected:
+    """Follow the stream as the specification does.
+
+    `injected` says that what is behind a STARTTLS was sent in plaintext with it.
+    """
+    found = Expected(tls=tls)
     if len(stream) < 4:
         return found
     (flags,) = struct.unpack_from(">I", stream)
@@ -108,11 +116,23 @@ def expected(stream: bytes) -> Expected:
         found.datas.append(data)
         _option(found, number, data)
         found.rest = stream[position:]
+        if found.secured and found.cut is None:
+            found.cut = position
+            if injected and found.rest:
+                # Nothing is said to whoever sent it.
+                found.finals.pop()
+                found.violated = True
     return found
 
 
 def _option(found: Expected, number: int, data: bytes) -> None:
     """What one complete option must get, and what it changes."""
+    if found.tls == "required" and not found.secured and number not in (2, 5):
+        if number == 1:
+            found.ended = True
+        else:
+            found.finals.append((number, {TLS_REQD}))
+        return
     if number == 1:
         name = _name_of(data)
         found.violated = found.style == "extended" or name is None
@@ -131,6 +151,16 @@ def _option(found: Expected, number: int, data: bytes) -> None:
         if final == {ACK}:
             name, queries = _queries(data) or ("", [])
             found.selected = name, frozenset(EXPORTS[name].contexts) & frozenset(queries)
+
+
+def _starttls(found: Expected, data: bytes) -> set[int]:
+    if data or found.secured:
+        return {INVALID}
+    if found.tls == "off":
+        return OK_TO_REFUSE_TLS
+    # Whatever was agreed on before may have been said by anybody.
+    found.secured, found.style, found.selected = True, "simple", (None, frozenset())
+    return {ACK}
 
 
 def _asked(found: Expected, data: bytes) -> set[int]:
@@ -163,7 +193,7 @@ def _extended(found: Expected, data: bytes) -> set[int]:
 _FINALS: dict[int, Callable[[Expected, bytes], set[int]]] = {
     2: lambda _found, _data: {ACK},
     3: lambda _found, data: {INVALID} if data else {ACK},
-    5: lambda _found, data: {INVALID} if data else OK_TO_REFUSE_TLS,
+    5: _starttls,
     6: _asked,
     7: _asked,
     8: _structured,
