@@ -37,7 +37,8 @@ WORKING: Final = ROOT / ".cache" / "fuzz"
 SHOW_EVERY_S: Final = 30.0
 #: Time beyond the asked one for a target to start and to end.
 SPARE_S: Final = 120
-LINES_SHOWN: Final = 40
+LINES_SHOWN: Final = 30
+LINE_SHOWN_MAX: Final = 300
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "": 1}
 _STATISTICS: Final = re.compile(r"#(\d+)\t(\w+) .*?cov: (\d+).*?exec/s: (\d+)")
 _PRINTING: Final = threading.Lock()
@@ -54,9 +55,9 @@ class Progress:
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_SHOWN))
 
     def take(self, line: str) -> None:
-        self.last_lines.append(line.rstrip())
         found = _STATISTICS.match(line)
         if found is None:
+            self.last_lines.append(line.rstrip()[:LINE_SHOWN_MAX])
             return
         self.runs, self.runs_per_s = int(found[1]), int(found[4])
         self.coverage = int(found[3])
@@ -91,12 +92,12 @@ def run_target(name: str, engine: str, duration_s: int, seed: int) -> bool:
     progress, shown_s = Progress(), time.monotonic()
     with subprocess.Popen(
         [*command, *map(str, folders)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     ) as process:  # fmt: skip
         guard = threading.Timer(duration_s + SPARE_S, process.kill)
         guard.start()
-        assert process.stderr is not None
-        for line in process.stderr:
+        assert process.stdout is not None
+        for line in process.stdout:
             progress.take(line)
             if time.monotonic() > shown_s + SHOW_EVERY_S:
                 shown_s = time.monotonic()
