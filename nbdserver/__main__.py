@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from nbdserver.activation import inherited_sockets
+from nbdserver.activation import INHERITED, inherited_sockets
 from nbdserver.admission import TlsMode
 from nbdserver.command_line import Served, Settings, parse_arguments
 from nbdserver.errors import ListenError
@@ -131,6 +131,8 @@ def open_listeners(service: FileService, settings: Settings) -> list[socket.sock
 
 def _after_no_listener(error: ListenError) -> tuple[str, int]:
     """What to do about it, and the exit status."""
+    if error.address == INHERITED:
+        return "pass sockets that listen (ListenStream=, Accept=no), or name one", EXIT_CANNOT_SERVE
     cause = error.__cause__
     number = cause.errno if isinstance(cause, OSError) else None
     if isinstance(cause, socket.gaierror) or number == errno.EADDRNOTAVAIL:

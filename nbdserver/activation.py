@@ -14,6 +14,8 @@ from typing import Final
 from nbdserver.errors import ListenError
 
 FIRST_DESCRIPTOR: Final = 3
+#: What a ListenError from here is about.
+INHERITED: Final = "the inherited sockets"
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -38,9 +40,9 @@ def inherited_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
             )
         except OSError as error:
             why = f"descriptor {descriptor} is no socket: {error.strerror}"
-            raise ListenError("the inherited sockets", why) from error
+            raise ListenError(INHERITED, why) from error
         if not listens:
             why = f"descriptor {descriptor} does not listen (in a unit file: Accept=no)"
-            raise ListenError("the inherited sockets", why)
+            raise ListenError(INHERITED, why)
         os.set_inheritable(descriptor, False)
     return sockets

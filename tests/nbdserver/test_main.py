@@ -234,6 +234,25 @@ def test_sockets_of_whoever_started_it_are_served(disk: Path) -> None:
     assert disk.read_bytes()[100:109] == b"activated"
 
 
+def test_inherited_descriptor_that_is_no_socket_is_refused_with_what_to_pass(disk: Path) -> None:
+    become = (
+        "import os, sys; os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
+        "os.dup2(os.open('/dev/null', os.O_RDONLY), 3); "
+        f"os.execv(sys.executable, [sys.executable, '-m', 'nbdserver', {str(disk)!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", become],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 8
+    assert "descriptor 3 is no socket" in done.stderr
+    assert "ListenStream=" in done.stderr
+
+
 def test_sockets_meant_for_another_process_are_not_served(disk: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nbdserver", str(disk)],
