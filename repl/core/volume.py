@@ -323,10 +323,8 @@ class Volume:
         routing.route(self, peer, [(kind, seq, offset, length, generation, flags, payload)])
 
     def peer_frames(self, peer: str, frames: list[Frame]) -> None:
-        """Verified frames arrived, in their order.
-
-        Raises `PeerError` for one that breaks the protocol: drop the peer. Those before it count.
-        """
+        """Verified frames arrived, in order. Raises PeerError for one that breaks the protocol:
+        drop the peer. Those before it count."""
         routing.route(self, peer, frames)
 
     # Operators.

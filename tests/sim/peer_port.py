@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from repl.core import wire
 from repl.core.outbox import SendJob
-from repl.core.wire import PeerError, Type
-from repl.link.connection import Frame, PeerConnection
+from repl.core.wire import Frame, PeerError, Type
+from repl.link.connection import PeerConnection
 from tests.sim.cells import Event
 from tests.sim.ledger import Op
 from tests.sim.network import Loop, Socket
@@ -92,21 +92,13 @@ class PeerPort:
         session = volume.sessions[node.peer]
         verbose = node.world.verbose
         try:
-            for header, payload in frames:
-                if verbose and header.type not in _DULL:
-                    node.say(f"  ← {header.type.name} {header.seq} {header.offset}")
-                if session.connected and not volume.failed:
-                    node.note(header.type)
-                volume.peer_frame(
-                    node.peer,
-                    header.type,
-                    header.seq,
-                    header.offset,
-                    header.length,
-                    header.generation,
-                    header.flags,
-                    payload,
-                )
+            for run in _runs(frames):
+                for kind, seq, offset, *_ in run:
+                    if verbose and kind not in _DULL:
+                        node.say(f"  ← {kind.name} {seq} {offset}")
+                    if session.connected and not volume.failed:
+                        node.note(kind)
+                volume.peer_frames(node.peer, run)
         except PeerError as error:
             node.world.peer_error(node, str(error))
             session.broke_protocol(error)
@@ -133,16 +125,18 @@ class PeerPort:
     def send(self, jobs: list[SendJob]) -> None:
         """Send a turn's frames; a process that dies in the middle has sent some of them."""
         connection = self._connection
+        pieces: list[bytes | memoryview] = []
         for job in jobs:
             self._node.effect()
-            self._send(job)
+            pieces += self._encoded(job)
             if self._node.fuse is not None and connection is not None:
-                connection.flush()
+                connection.send(pieces)
+                pieces = []
         if connection is not None:
-            connection.flush()
+            connection.send(pieces)
 
-    def _send(self, job: SendJob) -> None:
-        node, connection = self._node, self._connection
+    def _encoded(self, job: SendJob) -> list[bytes]:
+        node = self._node
         node.laws.sent(job)
         kind, seq, offset, length, generation, flags, source = job
         payload = b""
@@ -156,15 +150,14 @@ class PeerPort:
         elif source is not None:
             assert isinstance(source, bytes)
             payload = source
-        if connection is None:
-            return
+        if self._connection is None:
+            return []
         if node.world.verbose and kind not in _DULL:
             node.say(f"  → {Type(kind).name} {seq} {offset}+{length}")
-        connection.send(wire.encode_header(kind, payload, seq, offset, length, generation, flags))
-        if payload:
-            connection.send(payload)
         if kind in (Type.RESYNC_WRITE, Type.DIGEST):
             node.world.resync_bytes += len(payload)
+        header = wire.encode_header(kind, payload, seq, offset, length, generation, flags)
+        return [header, payload] if payload else [header]
 
     def drop(self, reason: str) -> None:
         """The core wants the connection closed."""
@@ -172,7 +165,6 @@ class PeerPort:
             self._node.say(f"drops the connection: {reason}")
             self._node.note_drop()
             connection, self._connection = self._connection, None
-            connection.flush()
             connection.close()
 
     def end(self, *, silent: bool) -> None:
@@ -184,3 +176,14 @@ class PeerPort:
                 self._socket.vanish()
             self._connection.close()
             self._connection = None
+
+
+def _runs(frames: list[Frame]) -> list[list[Frame]]:
+    """Single frames, and runs of WRITE frames, which the core takes as one."""
+    runs: list[list[Frame]] = []
+    for frame in frames:
+        if runs and frame[0] is Type.WRITE is runs[-1][-1][0]:
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
+    return runs

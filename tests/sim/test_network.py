@@ -8,8 +8,8 @@ import socket
 from typing import cast
 
 from repl.core import wire
-from repl.core.wire import Type
-from repl.link.connection import Frame, PeerConnection
+from repl.core.wire import Frame, Type
+from repl.link.connection import PeerConnection
 from tests.sim.backlog import Backlog
 from tests.sim.clock import Clock
 from tests.sim.network import Link, Loop, Network, Socket
@@ -36,18 +36,19 @@ class End:
         self.connection.start()
 
     def _frames(self, _connection: PeerConnection, frames: list[Frame]) -> None:
-        for header, payload in frames:
+        for _kind, seq, *_, payload in frames:
             assert payload == PAYLOAD
-            self.numbers.append(header.seq)
+            self.numbers.append(seq)
 
     def _lost(self, _connection: PeerConnection, reason: str) -> None:
         self.lost = reason
 
     def send(self, count: int) -> None:
+        pieces: list[bytes | memoryview] = []
         for number in range(count):
-            self.connection.send(wire.encode_header(Type.WRITE, PAYLOAD, number, 0, len(PAYLOAD)))
-            self.connection.send(PAYLOAD)
-        self.connection.flush()
+            header = wire.encode_header(Type.WRITE, PAYLOAD, number, 0, len(PAYLOAD))
+            pieces += (header, PAYLOAD)
+        self.connection.send(pieces)
 
 
 class Pair:
