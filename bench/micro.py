@@ -165,7 +165,7 @@ def test_primary_mirrors_a_batch_of_writes(benchmark: Any, batch: int) -> None:
             volume.client_write(next(ops), WriteKind.WRITE, offset, BLOCK, False)
         _take_all(volume)
         seq = session.sent_seq
-        volume.peer_frame("beta", Type.ACK, seq, seq, 0, generation, 0, b"")
+        volume.peer_frames("beta", [(Type.ACK, seq, seq, 0, generation, 0, b"")])
         assert sum(len(box.replies) for box in _take_all(volume)) == batch
 
     benchmark(turns)
@@ -180,10 +180,10 @@ def test_secondary_applies_a_batch_of_writes(benchmark: Any, batch: int) -> None
     generation = volume.facts.generation.id
 
     def turn() -> None:
-        for offset in offsets:
-            volume.peer_frame(
-                "alpha", Type.WRITE, next(seqs), offset, BLOCK, generation, 0, payload
-            )
+        volume.peer_frames(
+            "alpha",
+            [(Type.WRITE, next(seqs), offset, BLOCK, generation, 0, payload) for offset in offsets],
+        )
         boxes = _take_all(volume)
         assert sum(len(box.apply) for box in boxes) == batch
         assert boxes[-1].send

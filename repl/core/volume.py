@@ -35,6 +35,8 @@ from repl.events import Note, event
 
 #: Bytes written and not synced that start a sync here without being asked (design §7).
 BACKGROUND_SYNC_BYTES = 32 << 20
+#: Looked up every turn: an attribute of an enumeration costs several times more.
+_DOWN = Phase.DOWN
 
 
 class Volume:
@@ -124,16 +126,20 @@ class Volume:
             self.absence.ended(away_s)
 
     def take(self) -> Outbox:
-        """End a turn: take steps that waited for this turn's inputs, and return all effects."""
+        """End a turn: take steps that waited for this turn's inputs, and return all effects.
+
+        An empty outbox is not the caller's to keep: it serves the next turn.
+        """
         self.changes.poll()
         self.roles.poll()
-        self.alone.poll()
+        if self.alone.question is not None:
+            self.alone.poll()
         for session in self.sessions.values():
             if session.source is not None:
                 session.source.advance()
                 if session.source is not None:
                     session.source.try_end()
-            if session.phase is not Phase.DOWN and not self.failed:
+            if session.phase is not _DOWN and not self.failed:
                 # What a failed copy has applied or synced last is nothing to rely on.
                 session.receiver.acknowledge()
         if self.syncs.unsynced_bytes >= BACKGROUND_SYNC_BYTES:
@@ -146,7 +152,8 @@ class Volume:
             box.apply, box.disk, box.copies = [], [], []
         else:
             box.sync = self.syncs.take()
-        self.outbox = Outbox()
+        if not box.empty:
+            self.outbox = Outbox()
         return box
 
     def tick(self) -> None:
@@ -307,20 +314,6 @@ class Volume:
     def peer_down(self, peer: str, reason: str, *, broken: bool = False) -> None:
         """The connection to the peer ended; `broken` if its bytes were damaged."""
         self.sessions[peer].down(reason, broken=broken)
-
-    def peer_frame(
-        self,
-        peer: str,
-        kind: Type,
-        seq: int,
-        offset: int,
-        length: int,
-        generation: int,
-        flags: int,
-        payload: object,
-    ) -> None:
-        """As `peer_frames`, for one."""
-        routing.route(self, peer, [(kind, seq, offset, length, generation, flags, payload)])
 
     def peer_frames(self, peer: str, frames: list[Frame]) -> None:
         """Verified frames arrived, in order. Raises PeerError for one that breaks the protocol:

@@ -300,9 +300,8 @@ class Node:
         payload: object = b"",
     ) -> None:
         """Hand one frame to the core; PeerError passes."""
-        self.begin_turn().peer_frame(
-            self.peer_name, kind, seq, offset, length, generation, flags, payload
-        )
+        frame = (kind, seq, offset, length, generation, flags, payload)
+        self.begin_turn().peer_frames(self.peer_name, [frame])
 
     def feed_body(self, kind: Type, body: dict[str, Any]) -> None:
         self.feed(kind, payload=wire.encode_body(body))

@@ -93,9 +93,8 @@ class Meeting:
 
     def _deliver(self, volume: Volume, job: SendJob) -> None:
         kind, seq, offset, length, generation, flags, payload = job
-        volume.peer_frame(
-            _peer(volume), Type(kind), seq, offset, length, generation, flags, payload or b""
-        )
+        frame = (Type(kind), seq, offset, length, generation, flags, payload or b"")
+        volume.peer_frames(_peer(volume), [frame])
 
     def _begun(self) -> Plot | None:
         for volume in self._volumes:
