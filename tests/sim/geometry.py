@@ -33,6 +33,8 @@ class Geometry:
     persist_bytes: int = 256 << 10
     background_sync_bytes: int = 512 << 10
     hot_extents_max: int = 6
+    #: An extent is at rest after one to two of these.
+    checkpoint_interval_s: float = 1.0
     frame_bytes: int = 256 << 10
     receive_buffer_bytes: int = 2 * MIB
 
@@ -58,6 +60,7 @@ def random_geometry(choice: random.Random) -> Geometry:
         persist_bytes=choice.choice((64 << 10, 256 << 10)),
         background_sync_bytes=choice.choice((64 << 10, 512 << 10)),
         hot_extents_max=choice.choice((2, 6, 40)),
+        checkpoint_interval_s=choice.choice((0.3, 1.0, 2.0)),
         frame_bytes=frame_bytes,
         receive_buffer_bytes=choice.choice((frame_bytes * 3 // 2, 2 * MIB)),
     )
@@ -83,6 +86,7 @@ def applied(geometry: Geometry) -> Iterator[None]:
         (receiver, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (volume, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (upkeep, "HOT_EXTENTS_MAX", geometry.hot_extents_max),
+        (upkeep, "CHECKPOINT_INTERVAL_S", geometry.checkpoint_interval_s),
         *((module, "PAYLOAD_BYTES_MAX", geometry.frame_bytes) for module in _FRAME_LIMITED),
         (connection, "_FRAME_BYTES_MAX", frame_max),
         (connection, "RECEIVE_BUFFER_BYTES", geometry.receive_buffer_bytes),
