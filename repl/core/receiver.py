@@ -20,8 +20,9 @@ from repl.core.wire import DIGEST_BYTES, PAYLOAD_BYTES_MAX, Fields, Frame, PeerE
 if TYPE_CHECKING:
     from repl.core.session import Session
 
-#: Unsynced bytes of the stream that start a sync without being asked (background watermark).
-BACKGROUND_SYNC_BYTES = 32 << 20
+#: Unsynced bytes of the stream that start a sync without being asked (background watermark). The
+#: sender remembers each write until then: 4 MiB of memory for writes of 4 KiB.
+BACKGROUND_SYNC_BYTES = 128 << 20
 
 _RESYNC = frozenset({Type.RESYNC_WRITE, Type.RESYNC_ZERO, Type.DIGEST})
 _WITH_PAYLOAD = frozenset({Type.WRITE, Type.RESYNC_WRITE})
