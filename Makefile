@@ -9,6 +9,10 @@ PYTHON := .venv/bin/python
 # How many test processes run side by side.
 TEST_WORKERS ?= 2
 PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
+# The tests meet the hot path compiled, as an installation has it. What a compiled build does not
+# allow (the marker `interpreted`), and these again, meet the sources as they are.
+IN_COMPILED := cd build/compiled && ../../
+INTERPRETED_TESTS := tests/core tests/link tests/node tests/store tests/e2e/test_crashes.py
 # What runs on an event loop: `make test-all` runs it again on the standard library's.
 LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
 # Seeds for `make sim`; none: new ones until it is stopped. How many processes it takes.
@@ -42,37 +46,50 @@ test: setup ## lint, types and the tests: at most 12 minutes on two cores
 	  "format" "ruff format --check ." \
 	  "lint" "ruff check ." \
 	  "types" "mypy" \
-	  "tests" "$(PYTEST) -m 'not slow'"
+	  "compile" "deploy/setup/compile.sh" \
+	  "tests" "$(IN_COMPILED)$(PYTEST) -m 'not slow and not interpreted'" \
+	  "interpreted" "$(PYTEST) -m 'not slow and interpreted' tests" \
+	  "sources" "$(PYTEST) -m 'not slow and not interpreted' $(INTERPRETED_TESTS)"
 
 test-all: setup ## everything: at most 60 minutes on two cores
 	@deploy/setup/run-steps.sh "make test-all" \
 	  "format" "ruff format --check ." \
 	  "lint" "ruff check ." \
 	  "types" "mypy" \
-	  "tests" "$(PYTEST)" \
-	  "asyncio" "REPL_EVENT_LOOP=asyncio $(PYTEST) -m 'not slow' $(LOOP_TESTS)"
+	  "compile" "deploy/setup/compile.sh" \
+	  "tests" "$(IN_COMPILED)$(PYTEST) -m 'not interpreted'" \
+	  "interpreted" "$(PYTEST) -m interpreted tests" \
+	  "sources" "$(PYTEST) -m 'not slow and not interpreted' $(INTERPRETED_TESTS)" \
+	  "asyncio" "export REPL_EVENT_LOOP=asyncio; $(IN_COMPILED)$(PYTEST) -m \
+	    'not slow and not interpreted' $(LOOP_TESTS)"
 
 bench-quick: ## first speed figure: beside a C program and qemu's mirror, copies compared; 3 minutes
 	@deploy/setup/setup.sh bench
+	@deploy/setup/compile.sh
 	@$(PYTHON) -m bench run quick
 
 bench: ## about 60 cells in 15 minutes: build/bench/standard.{json,md,svg} (bench/README.md)
 	@deploy/setup/setup.sh bench
+	@deploy/setup/compile.sh
 	@$(PYTHON) -m bench run standard
 
 bench-full: ## everybody everywhere, under two hours: build/bench/full.{json,md,svg}
 	@deploy/setup/setup.sh bench
+	@deploy/setup/compile.sh
 	@$(PYTHON) -m bench run full
 
 bench-micro: setup ## what the Python between two system calls costs (bench/README.md)
-	@$(PYTHON) -m pytest -q bench/micro.py bench/micro_nbd.py --benchmark-only \
+	@deploy/setup/compile.sh
+	@$(IN_COMPILED)$(PYTHON) -m pytest -q bench/micro.py bench/micro_nbd.py --benchmark-only \
 	  --benchmark-columns=min,median,ops
 
 sim: setup ## simulated faults until stopped, or make sim SEEDS=1..1000
-	@$(PYTHON) -m tests.sim --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS))
+	@deploy/setup/compile.sh
+	@$(IN_COMPILED)$(PYTHON) -m tests.sim --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS))
 
 torture: setup ## real nodes under random kills, stops, cuts and full disks: make torture DURATION=2h SEED=7
-	@$(PYTHON) -m tests.torture --duration $(DURATION) $(if $(SEED),--seed $(SEED))
+	@deploy/setup/compile.sh
+	@$(IN_COMPILED)$(PYTHON) -m tests.torture --duration $(DURATION) $(if $(SEED),--seed $(SEED))
 
 # An hour for each target would be most of a night.
 fuzz: setup ## hostile bytes for every decoder: make fuzz DURATION=10m SEED=7 TARGET=nbd-handshake JOBS=2

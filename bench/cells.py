@@ -73,10 +73,10 @@ class Suite:
         return sum(len(row.contenders) for row in self.rows)
 
 
-PAIRS = ("repl", "limit", "limit-crc", "mirror-tcp", "mirror-unix", "quorum")
+PAIRS = ("repl", "repl-interpreted", "limit", "limit-crc", "mirror-tcp", "mirror-unix", "quorum")
 SINGLES = ("repl-single", "nbdserver", "limit-single", "nbdkit", "qemu-nbd", "nbd-server")
 #: What the floors of the first figure are measured against.
-FLOOR_PAIRS = ("repl", "limit", "mirror-tcp", "mirror-unix")
+FLOOR_PAIRS = ("repl", "repl-interpreted", "limit", "mirror-tcp", "mirror-unix")
 SHORT_PAIRS = ("repl", "limit", "mirror-unix")
 SHORT_SINGLES = ("repl-single", "nbdserver", "limit-single", "nbdkit")
 

@@ -58,7 +58,9 @@ def log_tail(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], log: Path, ready: Callable[[], bool]) -> Iterator[int]:
+def running(
+    command: Sequence[str], log: Path, ready: Callable[[], bool], cwd: Path | None = None
+) -> Iterator[int]:
     """Run a server until the end of the block; yield its process group once `ready` says so.
 
     Its output goes to `log`. Raises ContenderBroke if it ends early or never becomes ready.
@@ -69,6 +71,7 @@ def running(command: Sequence[str], log: Path, ready: Callable[[], bool]) -> Ite
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            cwd=cwd,
             start_new_session=True,
         )
 

@@ -7,11 +7,13 @@ from bench.contenders.limit import Limit
 from bench.contenders.ours import NbdServer, Repl, Tls
 from bench.contenders.plain import Nbdkit, NbdServerC, QemuNbd
 from bench.contenders.qemu import QemuPair
+from tests.daemon import ROOT
 
 CONTENDERS: dict[str, Contender] = {
     contender.key: contender
     for contender in (
         Repl("repl", "this project, two copies", replicated=True),
+        Repl("repl-interpreted", "this project, not compiled", replicated=True, root=ROOT),
         Repl(
             "repl-tls", "this project, two copies, peers over TLS", replicated=True, tls=Tls.PEERS
         ),

@@ -11,10 +11,23 @@ from pathlib import Path
 
 from bench.contender import Contender, Kind, Place, Served
 from bench.processes import ContenderBroke, accepts, running
+from repl.build import COMPILED, INTERPRETED
 from tests.daemon import PORTS, ROOT, DeadlineMissed, Node, VolumeSpec
 from tests.pair import is_in_sync
 
 VOLUME = "r0"
+#: This tree with its hot path compiled, as an installation has it (deploy/setup/compile.sh).
+COMPILED_ROOT = ROOT / "build/compiled"
+
+
+def product_root() -> Path:
+    """Return the folder of what is measured: the compiled build, or without one the sources."""
+    return COMPILED_ROOT if (COMPILED_ROOT / "compiled-stamp").exists() else ROOT
+
+
+def build_of(root: Path) -> str:
+    """Return which build of the hot path a tree holds, as `repl.build` names it."""
+    return COMPILED if any((root / "repl/core").glob("*.so")) else INTERPRETED
 
 
 def commit_of(root: Path) -> str:
@@ -38,19 +51,25 @@ class Repl(Contender):
     kind = Kind.OURS
 
     def __init__(
-        self, key: str, title: str, *, replicated: bool, tls: Tls = Tls.NOWHERE, root: Path = ROOT
+        self,
+        key: str,
+        title: str,
+        *,
+        replicated: bool,
+        tls: Tls = Tls.NOWHERE,
+        root: Path | None = None,
     ) -> None:
         self.key = key
         self.title = title
         self.replicated = replicated
         self._tls = tls
-        self._root = root
+        self._root = root or product_root()
 
     def missing(self) -> str:
         return ""
 
     def version(self) -> str:
-        return commit_of(self._root)
+        return f"{commit_of(self._root)}, {build_of(self._root)}"
 
     @contextlib.contextmanager
     def serve(self, place: Place) -> Iterator[Served]:
@@ -139,12 +158,12 @@ class NbdServer(Contender):
         return ""
 
     def version(self) -> str:
-        return commit_of(ROOT)
+        return f"{commit_of(ROOT)}, {build_of(product_root())}"
 
     @contextlib.contextmanager
     def serve(self, place: Place) -> Iterator[Served]:
         backing, socket = place.backing("plain"), place.folder / "nbd.sock"
         command = [sys.executable, "-m", "nbdserver", str(backing), "--socket", str(socket)]
         log = place.folder / "nbdserver.log"
-        with running(command, log, lambda: accepts(socket)) as group:
+        with running(command, log, lambda: accepts(socket), cwd=product_root()) as group:
             yield Served(f"nbd+unix:///?socket={socket}", (group,), (), (backing,))

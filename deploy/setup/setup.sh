@@ -18,7 +18,7 @@ cd "$(dirname "$0")/../.."
 export PATH="$PATH:/usr/sbin:/sbin"
 
 # One line for each Debian package: its name, then something that shows it is there
-# (a command, or an absolute path).
+# (a command, or an absolute path, maybe with wildcards).
 readonly PACKAGES="
 python3-libnbd  /usr/lib/python3/dist-packages/nbd.py
 libnbd-bin      nbdfuse
@@ -46,6 +46,9 @@ iproute2        ip
 iproute2        tc
 nftables        nft
 systemd         systemd-analyze
+gcc             gcc
+libc6-dev       /usr/include/stdlib.h
+python3-dev     /usr/include/python3*/Python.h
 "
 
 # What only the benchmarks use.
@@ -69,7 +72,7 @@ missing_packages() {
     while read -r package shown_by; do
         [[ -n $package ]] || continue
         if [[ $shown_by == /* ]]; then
-            [[ -e $shown_by ]] || echo "$package"
+            compgen -G "$shown_by" >/dev/null || echo "$package"
         else
             command -v "$shown_by" >/dev/null || echo "$package"
         fi

@@ -14,17 +14,18 @@ from repl.errors import ReplError
 def version(session: Session) -> None:
     """Print the versions of replctl and repld."""
     daemon: str | None = None
-    why = ""
+    build = why = ""
     try:
-        daemon = str(session.client.version().get("version", "unknown"))
+        said = session.client.version()
+        daemon, build = str(said.get("version", "unknown")), str(said.get("build", ""))
     except ReplError as failure:
         # Not having a daemon is no failure here: the question was answered for this side.
         why = failure.what
     if session.as_json:
-        session.object({"replctl": __version__, "repld": daemon})
+        session.object({"replctl": __version__, "repld": daemon, "build": build or None})
         return
     session.data(f"replctl {__version__}")
     if daemon is not None:
-        session.data(f"repld {one_line(daemon)}")
+        session.data(f"repld {one_line(f'{daemon} ({build})' if build else daemon)}")
     else:
         session.say(why)

@@ -42,8 +42,12 @@ class VolumeCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         status = self._backend.last_status()
-        build = GaugeMetricFamily("repl_build_info", "Always 1.", labels=["version"])
-        build.add_metric([status["version"]], 1)
+        build = GaugeMetricFamily(
+            "repl_build_info",
+            "Always 1; of the hot path, `compiled` or `interpreted`.",
+            labels=["build", "version"],
+        )
+        build.add_metric([status["build"], status["version"]], 1)
         yield build
         volumes: list[JsonObject] = status["volumes"]
         yield _states(

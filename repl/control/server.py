@@ -24,6 +24,7 @@ from typing import Final
 from aiohttp import web
 
 import repl
+from repl import build
 from repl.control.events import EventSource, EventStreams
 from repl.control.schema import (
     BODY_BYTES_MAX,
@@ -99,7 +100,7 @@ class ControlServer:
         return await self.streams.serve(request)
 
     async def _version(self, _request: web.Request) -> web.Response:
-        return web.json_response({"version": repl.__version__})
+        return web.json_response({"version": repl.__version__, "build": build.kind()})
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._backend.status())

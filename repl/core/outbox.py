@@ -12,11 +12,12 @@ Extents, never bytes: payloads stay in the engine's buffers, under the op that c
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable
+from collections.abc import Hashable, MutableSequence
 from dataclasses import dataclass, field
 
 from repl.core.facts import Facts
 from repl.core.verdict import Verdict
+from repl.core.wire import Type
 from repl.events import Note
 
 #: Names one client request (or one received frame) for as long as it is in flight. Opaque here.
@@ -61,13 +62,13 @@ class Commit:
 DiskJob = tuple[Op, "WriteKind", int, int]
 #: (peer, type, seq, offset, length, flags, payload): a received frame, to be applied here in this
 #: order; answer `applied(peer, seq)`, or `compared(...)` for a DIGEST frame.
-ApplyJob = tuple[str, int, int, int, int, int, object]
+ApplyJob = tuple[str, Type, int, int, int, int, object]
 #: (chunk, offset, length, digest, peer): blocks to read for a resync; answer `chunk_read(...)`.
 #: Chunk numbers are never reused in one process, so that a late answer cannot be mistaken.
 CopyJob = tuple[int, int, int, bool, str]
 #: (type, seq, offset, length, generation, flags, source): a frame for a peer. `source` is the
 #: payload's bytes, None, or the `Op` (or chunk number) whose bytes at `offset` are the payload.
-SendJob = tuple[int, int, int, int, int, int, object]
+SendJob = tuple[Type, int, int, int, int, int, object]
 
 
 class WriteKind(enum.IntEnum):
@@ -90,7 +91,8 @@ class Outbox:
     copies: list[CopyJob] = field(default_factory=list)
     #: Number of a sync of the backing to start after all of the above; 0 for none.
     sync: int = 0
-    replies: list[Op] = field(default_factory=list)
+    #: (Declared wide so that a checker can put a list of its own here in a compiled build too.)
+    replies: MutableSequence[Op] = field(default_factory=list)
     #: Requests of abandoned clients of which nothing happened: release their payloads.
     forget: list[Op] = field(default_factory=list)
     #: Close every client connection without an answer: their clients re-send elsewhere.

@@ -28,7 +28,6 @@ _RESYNC = frozenset({Type.RESYNC_WRITE, Type.RESYNC_ZERO, Type.DIGEST})
 _WITH_PAYLOAD = frozenset({Type.WRITE, Type.RESYNC_WRITE})
 _ZEROING = frozenset({Type.ZERO, Type.RESYNC_ZERO})
 _WRITE = Type.WRITE
-_WRITE_NUMBER = int(Type.WRITE)
 
 
 class Receiver:
@@ -89,7 +88,7 @@ class Receiver:
             seq = number
             index += 1
             self._unsynced_bytes += length
-            job = (name, _WRITE_NUMBER, seq, offset, length, flags, payload)
+            job = (name, _WRITE, seq, offset, length, flags, payload)
             if not touch(offset, length, seq):
                 self._hold_for_intents(job)
                 break
@@ -178,7 +177,7 @@ class Receiver:
             raise PeerError(f"{kind.name}: it belongs to another generation")
         self._check_range(frame)
         self._last_seq = seq
-        job = (session.name, int(kind), seq, offset, length, flags, payload)
+        job = (session.name, kind, seq, offset, length, flags, payload)
         if kind is Type.DIGEST:
             self._queue(job)
             return

@@ -12,13 +12,25 @@ import time
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
+from typing import Protocol
 
+from repl.core.facts import Maps
 from repl.core.outbox import ApplyJob
-from repl.core.volume import Volume
 from repl.core.wire import DIGEST_BYTES, FLAG_PUNCH, Type
 from repl.store.backing import NO_ROOM, Backing
 
-_WRITES = frozenset({int(Type.WRITE), int(Type.RESYNC_WRITE)})
+_WRITES = (Type.WRITE, Type.RESYNC_WRITE)
+
+
+class Core(Protocol):
+    """What the applier asks and tells the volume."""
+
+    @property
+    def maps(self) -> Maps: ...
+    def applied(self, peer: str, seq: int) -> None: ...
+    def compared(self, peer: str, seq: int, offset: int, length: int, different: bytes) -> None: ...
+    def no_space(self, reason: str) -> None: ...
+    def space_back(self) -> None: ...
 
 
 class Applier:
@@ -30,7 +42,7 @@ class Applier:
 
     def __init__(
         self,
-        volume: Volume,
+        volume: Core,
         backing: Backing,
         failed: Callable[[str], None],
         slice_s: float = 0.0,

@@ -21,6 +21,7 @@ from typing import Any, Final
 import repl
 from nbdserver.admission import TlsMode
 from nbdserver.tls import TlsServerFiles
+from repl import build
 from repl.addresses import Address
 from repl.config import Config, VolumeSettings
 from repl.control.events import EventStreams
@@ -89,6 +90,7 @@ class Supervisor:
             "The node is up.",
             volumes=len(self.workers),
             version=repl.__version__,
+            build=build.kind(),
         )
 
     async def stop(self) -> None:
@@ -238,6 +240,7 @@ class Supervisor:
         return {
             "node": self._config.node.name,
             "version": repl.__version__,
+            "build": build.kind(),
             "nbd": {
                 "socket": self._config.nbd.socket,
                 "listen": None if self._config.nbd.listen is None else str(self._config.nbd.listen),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-from repl.core.outbox import DiskJob, WriteKind
-from repl.core.volume import Volume
+from repl.core.outbox import DiskJob, Op, WriteKind
 from repl.store.backing import NO_ROOM, Backing
 from repl.store.iothreads import IoThreads
 
@@ -23,12 +23,22 @@ BUFFERS_PER_CALL = 256
 _WRITE = WriteKind.WRITE
 
 
+class Core(Protocol):
+    """What the writer tells the volume."""
+
+    @property
+    def failed(self) -> str: ...
+    def disk_done(self, op: Op) -> None: ...
+    def no_space(self, reason: str) -> None: ...
+    def space_back(self) -> None: ...
+
+
 class Writer:
     """Carries out `DiskJob`s; a disk error goes to `failed` and ends the batch."""
 
     def __init__(
         self,
-        volume: Volume,
+        volume: Core,
         backing: Backing,
         threads: IoThreads,
         failed: Callable[[str], None],

@@ -45,7 +45,7 @@ def volume(name: str = "r0", **changed: Any) -> dict[str, Any]:
 
 
 def status(*volumes: dict[str, Any]) -> dict[str, Any]:
-    return {"node": "alpha", "version": "0.1.0", "volumes": list(volumes)}
+    return {"node": "alpha", "version": "0.1.0", "build": "compiled", "volumes": list(volumes)}
 
 
 def secondary(name: str = "r1", **changed: Any) -> dict[str, Any]:

@@ -120,9 +120,12 @@ def test_config_check_shows_every_mistake(replctl: Operator, tmp_path: Path) -> 
 def test_version_shows_both_sides(daemon: FakeDaemon, replctl: Operator) -> None:
     daemon.on("GET", "/v1/version", (200, {"version": "9.9.9"}))
     assert replctl("version").out == f"replctl {__version__}\nrepld 9.9.9\n"
+    daemon.on("GET", "/v1/version", (200, {"version": "9.9.9", "build": "compiled"}))
+    assert replctl("version").out == f"replctl {__version__}\nrepld 9.9.9 (compiled)\n"
     assert json.loads(replctl("--json", "version").out) == {
         "replctl": __version__,
         "repld": "9.9.9",
+        "build": "compiled",
     }
 
 

@@ -78,6 +78,7 @@ class StatusBackend(RecordingBackend):
         return {
             "node": "alpha",
             "version": "9.9",
+            "build": "interpreted",
             "nbd": dataclasses.asdict(HandshakeCounters(accepted=9, timed_out=4))
             | {"handshakes": 1, "held": 0, "tls_proxies": 2},
             "events": EVENTS,
@@ -117,7 +118,7 @@ async def scraped() -> dict[tuple[str, ...], float]:
 def test_scrape_shows_each_volume_and_peer(loop: Any) -> None:
     async def scenario() -> None:
         found = await scraped()
-        assert found[("repl_build_info", "9.9")] == 1
+        assert found[("repl_build_info", "interpreted", "9.9")] == 1
         assert found[("repl_volume_size_bytes", "r0")] == 1 << 30
         assert found[("repl_volume_serving", "r0")] == 1
         assert found[("repl_volume_serving", "r1")] == 0

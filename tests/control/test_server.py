@@ -18,6 +18,7 @@ import pytest
 import uvloop
 
 import repl
+from repl import build
 from repl.control.schema import BODY_BYTES_MAX, QUESTIONS, VERBS, JsonObject
 from repl.control.server import ControlServer
 from repl.errors import NoSuchThing, Refused, TimedOut
@@ -35,7 +36,12 @@ class RecordingBackend:
         self.failure: Exception | None = None
 
     async def status(self) -> JsonObject:
-        return {"node": "alpha", "version": repl.__version__, "volumes": [VOLUME]}
+        return {
+            "node": "alpha",
+            "version": repl.__version__,
+            "build": build.kind(),
+            "volumes": [VOLUME],
+        }
 
     def last_status(self) -> JsonObject:
         raise NotImplementedError
@@ -98,7 +104,10 @@ def run(scenario: Callable[[], Awaitable[None]], loop: Any = uvloop.new_event_lo
 def test_status_version_and_volume_are_served(tmp_path: Path, loop: Any) -> None:
     async def scenario() -> None:
         async with served(tmp_path, RecordingBackend()) as caller:
-            assert await caller.get("/v1/version") == (200, {"version": repl.__version__})
+            assert await caller.get("/v1/version") == (
+                200,
+                {"version": repl.__version__, "build": build.kind()},
+            )
             code, status = await caller.get("/v1/status")
             assert (code, status["volumes"]) == (200, [VOLUME])
             assert await caller.get("/v1/volumes/r0") == (200, VOLUME)

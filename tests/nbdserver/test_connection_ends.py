@@ -19,6 +19,7 @@ from tests.nbdserver.held_backend import MIB, Served, tcp_pair
 from tests.nbdserver.wire import disc, eventually, read, request, write
 
 
+@pytest.mark.interpreted
 def test_error_of_ours_ends_the_client_that_met_it_and_no_other(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

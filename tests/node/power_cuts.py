@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from repl.core.facts import Facts, Maps
+from repl.core.wire import Type
 from repl.errors import Refused
 from repl.store.metadata import Metadata
 from tests.sim.laws import Laws
@@ -74,7 +75,7 @@ class FrameSent:
     """A frame's header, and its payload if the laws look at it, is on its way to the peer."""
 
     node: str
-    kind: int
+    kind: Type
     seq: int
     generation: int
     payload: bytes

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from repl.core.facts import Maps
 from repl.core.outbox import ApplyJob
-from repl.core.volume import Volume
 from repl.core.wire import DIGEST_BYTES, Type
 from repl.node.applying import Applier, digests_of
 from repl.store.backing import Backing
@@ -41,6 +40,9 @@ class Core:
 
     def applied(self, _peer: str, seq: int) -> None:
         self.applied_seqs.append(seq)
+
+    def compared(self, _peer: str, seq: int, *_rest: object) -> None:
+        raise AssertionError(f"frame {seq} compared nothing")
 
     def no_space(self, reason: str) -> None:
         self.full = reason
@@ -70,7 +72,7 @@ class Disk:
 
 
 def write_frame(seq: int, offset: int) -> ApplyJob:
-    return ("beta", int(Type.WRITE), seq, offset, 512, 0, bytes(512))
+    return ("beta", Type.WRITE, seq, offset, 512, 0, bytes(512))
 
 
 def make_applier(
@@ -79,7 +81,7 @@ def make_applier(
     def failed(reason: str) -> None:
         raise AssertionError(reason)
 
-    return Applier(cast(Volume, core), cast(Backing, disk), failed, slice_s, later.append)
+    return Applier(core, cast(Backing, disk), failed, slice_s, later.append)
 
 
 def test_nothing_behind_a_frame_without_room_is_applied() -> None:

@@ -17,6 +17,9 @@ from tests.node.power_cuts import Asked, Judge, Recording, Replied, Written
 from tests.node.recorded_pair import NODES, RecordedPair, Tape
 from tests.sim.violation import Violation
 
+#: The recorder stands between an engine and its connections as a class of its own.
+pytestmark = pytest.mark.interpreted
+
 
 async def run_pair(pair: RecordedPair) -> None:
     """First contact, writes cold and hot, flushes, a checkpoint; alone; back and joined again."""

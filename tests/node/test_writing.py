@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 
 from repl.core.outbox import DiskJob, WriteKind
-from repl.core.volume import Volume
 from repl.node.writing import ZERO_IN_TURN_BYTES, Writer
 from repl.store.backing import Backing
 from repl.store.iothreads import IoThreads
@@ -95,7 +94,7 @@ class Bench:
         self.disk, self.core, self.threads = Disk(), Core(), Threads()
         self.failures: list[str] = []
         self.writer = Writer(
-            cast(Volume, self.core),
+            self.core,
             cast(Backing, self.disk),
             cast(IoThreads, self.threads),
             self.failures.append,
