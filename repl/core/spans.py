@@ -36,6 +36,7 @@ class Spans:
 
     def remove(self, start: int) -> None:
         """Remove the range that begins at `start`."""
-        index = bisect_left(self._starts, start)
-        assert self._starts[index] == start
-        del self._starts[index], self._ends[index]
+        starts = self._starts
+        index = bisect_left(starts, start)
+        assert starts[index] == start
+        del starts[index], self._ends[index]

@@ -170,11 +170,11 @@ class Volume:
     @property
     def frozen(self) -> bool:
         """Whether client requests wait."""
-        return bool(self._freezes) or not self.is_primary or bool(self.failed)
+        return not self.is_primary or bool(self._freezes or self.failed)
 
     def client_write(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
         """A write, trim or zeroing inside the volume, its payload complete."""
-        if self.serving:
+        if self.is_primary and not self.failed:
             self.writes.write(op, kind, offset, length, fua)
         else:
             self._refuse_client(op)

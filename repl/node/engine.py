@@ -173,17 +173,12 @@ class Engine:
         self.run()
 
     def _feed(self, requests: Sequence[Request]) -> None:
-        volume = self.volume
+        volume, write, plain = self.volume, self.volume.client_write, WriteKind.WRITE
         for request in requests:
             command = request.command
             if command == NBD_CMD_WRITE:
-                volume.client_write(
-                    request,
-                    WriteKind.WRITE,
-                    request.offset,
-                    request.length,
-                    bool(request.flags & NBD_CMD_FLAG_FUA),
-                )
+                fua = request.flags & NBD_CMD_FLAG_FUA != 0
+                write(request, plain, request.offset, request.length, fua)
             elif command == NBD_CMD_FLUSH:
                 volume.client_flush(request)
             elif command in (NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES):
