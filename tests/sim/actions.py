@@ -255,9 +255,9 @@ def hang(scenario: Scenario, node: Node, values: Values) -> None:
 
 
 def _disk_error(choice: random.Random) -> Values:
-    operation = choice.choice(("read", "write", "sync"))
-    # Now and then the process dies before it has stored the mark that its copy failed.
-    return (operation, choice.choice((0, 0, 1, 2, 4)))
+    operation = choice.choice(("read", "write", "sync", "sync"))
+    # Often the process dies before it has stored the mark that its copy failed.
+    return (operation, choice.choice((0, 1, 1, 2)))
 
 
 @action("disk-error", _disk_error)

@@ -35,6 +35,8 @@ INTERVAL_S = 1.5
 INTERVAL_SIZE_BYTES = 4 << 20
 #: How often a change of state is a reason to ask.
 AT_CHANGES = 0.06
+#: The same for a step of a commit that stores a record.
+AT_RECORDS = 0.05
 #: Which machines lose power, as opposed to only their processes.
 _CUTS: tuple[frozenset[str], ...] = (
     frozenset(),
@@ -82,7 +84,8 @@ class Cover:
     def start(self) -> None:
         """Ask from now on, at random moments and at changes of state."""
         self._later()
-        self._world.on_change.append(self._changed)
+        self._world.on_change.append(lambda: self._perhaps(AT_CHANGES))
+        self._world.on_record.append(lambda: self._perhaps(AT_RECORDS))
 
     def _later(self) -> None:
         scale = max(1.0, self._world.geometry.size_bytes / INTERVAL_SIZE_BYTES)
@@ -93,8 +96,8 @@ class Cover:
         self._later()
         self.ask()
 
-    def _changed(self) -> None:
-        if self._choice.random() < AT_CHANGES:
+    def _perhaps(self, often: float) -> None:
+        if self._choice.random() < often:
             self._world.clock.after(0.0, self.ask)
 
     def ask(self) -> None:

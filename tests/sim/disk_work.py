@@ -140,6 +140,9 @@ class DiskWork:
         except OSError as error:
             self._node.metadata_failed(error)
             return
+        if commit.facts is not None:
+            for look in self._node.world.on_record:
+                look()
         self._commit_step(commit, steps, index + 1)
 
     def _committed(self, commit: Commit) -> None:

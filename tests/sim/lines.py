@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repl.core.facts import Facts
-from repl.core.lineage import Generation, Origin
+from repl.core.lineage import Generation, Origin, sole_and_answered
 from repl.core.verdict import Verdict
 from tests.sim.cells import Event
 from tests.sim.ledger import Ledger
@@ -62,7 +62,7 @@ class Lines:
         """A commit of the node is durable."""
         if not after.lineage:
             return
-        if not before.lineage or before.generation != after.generation:
+        if not before.lineage or before.generation.id != after.generation.id:
             self._generation_stored(node, after.generation)
         self._check_choice(node, before, after)
 
@@ -77,16 +77,24 @@ class Lines:
         request = node.request
         if generation.primary != node.node_id or request is None:
             return
-        if generation.origin is Origin.DATA_LOST:
+        if generation.origin is Origin.DATA_LOST and request.lose_data:
             node.request = None
             self.fork(node, lacks=False, reason="an operator accepted a loss of data")
-        elif generation.origin is Origin.PEER_DEAD:
+        elif generation.origin is Origin.PEER_DEAD and request.peer_dead:
             node.request = None
-            if not node.vouched_truly:
+            if not node.vouched_truly or self._claims(self._world.other(node), generation):
                 lacks = node.name in node.ledger.behind
                 if not lacks:
                     node.ledger.check(node.data.image, f"{node.name}, promoted by a wrong word")
                 self.fork(node, lacks=lacks, reason="an operator vouched and was wrong")
+
+    def _claims(self, other: Node, mine: Generation) -> bool:
+        """Whether a node that was rightly vouched for will serve all the same: it was started
+        before the word took effect, or died as a lone one with its first answer on its way."""
+        if other.running and other.core.is_primary and not other.backlog.frozen:
+            return True
+        entries = other.stored_facts().lineage if other.started else ()
+        return sole_and_answered(entries, other.node_id) and mine.counter <= entries[0].counter
 
     def fork(self, node: Node, *, lacks: bool, reason: str) -> None:
         """The copy of this node is a line of its own from now on."""

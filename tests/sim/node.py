@@ -73,6 +73,7 @@ class Node:
         self.backlog = Backlog()
         self.volume: Volume | None = None
         self.laws: Laws
+        self._last_known: Laws | None = None
         self.work: DiskWork
         self.port = PeerPort(self)
         self.client_port = ClientPort(self)
@@ -163,6 +164,7 @@ class Node:
             raise Violation(Rule.METADATA, f"{self.name}: {error.lines()}") from error
         for report in loaded.reports:
             self.say(f"metadata: {report}")
+        self._notice_what_was_stored(loaded.facts)
         self.incarnation += 1
         self.running = True
         self.backlog = Backlog()
@@ -175,12 +177,17 @@ class Node:
         self._seen = _NOTHING_SEEN
         self.port = PeerPort(self)
         self.client_port = ClientPort(self)
-        self.laws = Laws(self.name, loaded.facts, loaded.maps)
+        self.laws = self._last_known = Laws(self.name, loaded.facts, loaded.maps)
         self.volume = self.open(loaded, self.boot_number, self.world.random_id)
         self.work = DiskWork(self, self.volume, loaded.metadata)
         self.turn(lambda: None)
         self._tick()
         return True
+
+    def _notice_what_was_stored(self, facts: Facts) -> None:
+        """A crash may come between a record's last step and the process hearing of it."""
+        if self._last_known is not None and self._last_known.facts.node_id == facts.node_id:
+            self.world.lines.stored(self, self._last_known.facts, facts)
 
     def _tick(self) -> None:
         if self.volume is None:

@@ -54,7 +54,9 @@ class Operators:
         if world.primary() is not None:
             return
         node = choice.choice((world.alpha, world.beta))
-        if world.may_vouch(node) and choice.random() < 0.8:
+        # He vouches for the peer of an incomplete copy in vain: that one is never promoted so.
+        vain = node.running and node.core.facts.inconsistent
+        if (vain or world.may_vouch(node)) and choice.random() < 0.8:
             world.promote(node, PromoteRequest(peer_dead=node.peer))
         else:
             world.promote(node)

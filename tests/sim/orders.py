@@ -11,12 +11,17 @@ from tests.sim.node import Node
 if TYPE_CHECKING:
     from tests.sim.scenario import Scenario
 
+#: How long each step of a return may take.
+RETURN_S = 5.0
+
 
 @action("vouch")
 def vouch(scenario: Scenario, node: Node, _values: Values) -> None:
     """An operator vouches for the peer, where that is true, or plainly not: then it is refused."""
-    connected = node.running and node.core.sessions[node.peer].connected
-    if connected or scenario.world.may_vouch(node):
+    if not node.running:
+        return
+    vain = node.core.sessions[node.peer].connected or node.core.facts.inconsistent
+    if vain or scenario.world.may_vouch(node):
         scenario.world.promote(node, PromoteRequest(peer_dead=node.peer))
 
 
@@ -25,6 +30,31 @@ def adopt(scenario: Scenario, node: Node, _values: Values) -> None:
     """`volume adopt` on a copy that belongs to the volume already: refused."""
     if node.running and not node.core.facts.fresh:
         node.adopt(lambda _verdict: None)
+
+
+@action("come-back", lambda choice: (choice.random() * 2,), aimed=False)
+def come_back(scenario: Scenario, _node: Node, values: Values) -> None:
+    """The primary is stopped, comes back, takes its role again and is cut off: the peer, which held
+    its release meanwhile, asks for the role in vain."""
+    world = scenario.world
+    primary = world.primary()
+    if primary is None or primary.stopping or not world.established():
+        return
+    world.fault(primary.name, "is stopped cleanly, and comes back")
+    primary.stop()
+    scenario.run_until(RETURN_S, lambda: not primary.running)
+    if not primary.running:
+        primary.start()
+    scenario.run_until(RETURN_S, world.established)
+    world.promote(primary)
+    scenario.run_until(RETURN_S, lambda: primary.running and primary.core.is_primary)
+    world.fault("link", "cut")
+    world.network.cut = True
+    world.network.reset()
+    scenario.run(cast(float, values[0]))
+    world.promote(world.other(primary))
+    scenario.run(0.5)
+    scenario.heal()
 
 
 @action("continue")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
+from repl.core.roles import Task
 from repl.core.states import Phase, Role
 from repl.core.wire import Type
 from tests.sim.cells import (
@@ -145,8 +146,9 @@ _ONLY: tuple[tuple[tuple[Column, ...], frozenset[Row], str], ...] = (
     ),
     (
         (Event.COMPARE,),
-        _rows(_SECONDARY, Phase.ESTABLISHED, Phase.TARGET, Phase.TARGET_STARTING, Phase.IDLE),
-        "elsewhere the order is refused before the core is asked (full_compare.py)",
+        _rows(_SECONDARY, Phase.ESTABLISHED),
+        "elsewhere it is refused, or may cost what was acknowledged (full_compare.py): no operator "
+        "of the simulator orders it there",
     ),
     (
         (Type.STATUS, Type.PING, Type.PONG),
@@ -161,6 +163,19 @@ _NEVER: tuple[tuple[Iterable[Row], Iterable[Column], str], ...] = (
         NEVER_ENTERED,
         (*Event, *Type),
         "a primary is never the target of anything (design §5)",
+    ),
+    (
+        (Task.LEAVING,),
+        (
+            Event.PROMOTE,
+            Event.VOUCH,
+            Event.LOSE_DATA,
+            Event.DEMOTE,
+            Event.CONTINUE,
+            Event.RESOLVE,
+            Event.LEAVE,
+        ),
+        "no operator of the simulator gives orders to a process that he is stopping",
     ),
 )
 

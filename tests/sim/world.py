@@ -67,6 +67,8 @@ class World:
         self.on_seen: list[Callable[[Node], None]] = []
         #: The same, for whoever does not care which node it was.
         self.on_change: list[Callable[[], None]] = []
+        #: Called after each step of a commit that stores a record.
+        self.on_record: list[Callable[[], None]] = []
         #: A node was frozen, and nothing comes between it and its peer until they have met again.
         self.sheltered = False
         #: Why a person may be needed; empty while the system must get well by itself.

@@ -101,12 +101,13 @@ MUTANTS: tuple[Mutant, ...] = (
         *_DATA,
     ),
     _mutant(
-        "clear-intents-that-a-crash-left-with-the-others",
+        "clear-the-intent-of-an-extent-that-is-written-again",
         "repl/core/intents.py",
-        " and extent not in self.suspect",
-        "",
+        "if extent not in self.hot:",
+        "if True:",
+        Rule.ORDER,
         *_DATA,
-        near="def clear_up_to",
+        near="def clear_suspects",
     ),
     # Acknowledgements.
     _mutant(
@@ -154,6 +155,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._volume.syncs.request(barrier.local_done)",
         "barrier.local_done()",
         Rule.LEDGER,
+        Rule.DIRTY,
     ),
     # Dirty maps.
     _mutant(
@@ -194,13 +196,6 @@ MUTANTS: tuple[Mutant, ...] = (
         *_DATA,
     ),
     _mutant(
-        "trust-the-cursor-at-the-end-of-a-resync",
-        "repl/core/source.py",
-        "if self._dirty.count:",
-        "if False:",
-        *_DATA,
-    ),
-    _mutant(
         "send-a-chunk-after-the-write-that-made-it-stale",
         "repl/core/source.py",
         "chunk.stale = True",
@@ -209,19 +204,11 @@ MUTANTS: tuple[Mutant, ...] = (
         near="def write_launched",
     ),
     _mutant(
-        "send-a-hole-over-a-newer-write",
-        "repl/core/source.py",
-        "self._send_hole(chunk, min(hole_end, chunk.reach))",
-        "self._send_hole(chunk, min(hole_end, chunk.offset + WINDOW_BYTES))",
-        *_DATA,
-    ),
-    _mutant(
         "find-no-difference-in-a-comparison",
         "repl/node/applying.py",
         "if mine != theirs:",
         "if False:",
-        Rule.EQUAL,
-        Rule.LEDGER,
+        *_DATA,
     ),
     _mutant(
         "take-frames-while-one-waits-for-its-commit",
@@ -264,19 +251,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "take-a-frame-with-a-wrong-checksum",
         "repl/core/wire.py",
         "if found != checksum:",
-        "if not found:",
+        "if False:",
         Rule.LEDGER,
         Rule.EQUAL,
         Rule.PROTOCOL,
     ),
     # Generations.
     _mutant(
-        "give-a-generation-before-it-is-stored",
-        "repl/core/changes.py",
-        "volume.commits.request(lambda: self._join_stored(session), with_maps=True)",
-        "self._join_stored(session); volume.commits.request(with_maps=True)",
+        "confirm-a-generation-before-it-is-stored",
+        "repl/core/receiver.py",
+        "volume.commits.request(lambda: self._generation_stored(entries[0].id))",
+        "volume.commits.request(); self._generation_stored(entries[0].id)",
         Rule.ORDER,
-        near="def _join_durable",
     ),
     _mutant(
         "answer-before-the-loss-is-stored",
@@ -284,6 +270,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "volume.commits.request(lambda: self._lose_stored(absent), with_maps=True)",
         "self._lose_stored(absent); volume.commits.request(with_maps=True)",
         Rule.ORDER,
+        Rule.CONVERGENCE,
     ),
     _mutant(
         "go-on-alone-without-a-sync",
@@ -318,15 +305,6 @@ MUTANTS: tuple[Mutant, ...] = (
         Rule.KEPT,
         Rule.LEDGER,
         Rule.CONVERGENCE,
-    ),
-    _mutant(
-        "resume-without-the-peers-agreement",
-        "repl/core/roles.py",
-        "self._ask(session, resume=True)",
-        "self._resumed()",
-        Rule.TWO_PRIMARIES,
-        Rule.PROTOCOL,
-        Rule.KEPT,
     ),
     _mutant(
         "agree-to-a-promotion-while-primary",
@@ -385,26 +363,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "repl/core/volume.py",
         "inconsistent=True, everything_suspect=True, is_primary=False, source_generation=0",
         "is_primary=False, source_generation=0",
+        Rule.ORDER,
         *_DATA,
     ),
-    _mutant(
-        "demote-before-the-writes-are-drained",
-        "repl/core/roles.py",
-        "if self._volume.writes.drained and not self._volume.changes.busy:",
-        "if not self._volume.changes.busy:",
-        Rule.ORDER,
-        Rule.PROTOCOL,
-        Rule.OPS,
-    ),
     # The metadata file.
-    _mutant(
-        "write-the-superblock-with-its-pages-not-synced",
-        "repl/store/metadata.py",
-        "if reopen or prepared.early:",
-        "if reopen:",
-        Rule.DIRTY,
-        Rule.METADATA,
-    ),
     _mutant(
         "overwrite-the-newest-superblock",
         "repl/store/metadata.py",
