@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -28,6 +29,9 @@ from repl.node.served_volume import ServedVolume
 from repl.node.volume_clients import Arrived
 
 HEARTBEAT_S = 0.5
+#: So many young objects make the garbage collector look for cycles. Requests make none, and their
+#: objects are many.
+YOUNG_OBJECTS_MAX = 20_000
 EXIT_BUG = 70
 EXIT_METADATA = 71
 
@@ -158,6 +162,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--channel-fd", type=int, required=True)
     arguments = parser.parse_args(argv)
     die_with_parent()
+    # What the modules hold stays for ever, and is looked at no more.
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 20)
     # The supervisor decides when to stop; a signal to the whole process group is its alone.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
