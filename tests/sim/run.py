@@ -112,7 +112,9 @@ def _many(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     if arguments.fill and not totals.failures:
+        busy_s = time.process_time()
         Hunter(totals).hunt(arguments.fill, lambda text: print(text, flush=True))
+        totals.busy_s += time.process_time() - busy_s
     if arguments.json:
         print(json.dumps(_as_json(totals)))
         return 1 if totals.failures else 0

@@ -186,6 +186,11 @@ _RARE: tuple[tuple[Iterable[Row], Iterable[Column], str], ...] = (
         (Event.DISK_FULL,),
         "the last write of a primary that steps down in the turn that carries the write out",
     ),
+    (
+        _rows(_SECONDARY, Phase.JOINING),
+        (Type.ACK,),
+        "a last watermark that crosses the announcement",
+    ),
 )
 
 
