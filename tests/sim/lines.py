@@ -62,7 +62,8 @@ class Lines:
         """A commit of the node is durable."""
         if not after.lineage:
             return
-        if not before.lineage or before.generation.id != after.generation.id:
+        # One whose mark is stored is not new, nor one that the copy goes back to.
+        if after.generation.id not in {entry.id for entry in before.lineage}:
             self._generation_stored(node, after.generation)
         self._check_choice(node, before, after)
 
