@@ -12,7 +12,8 @@ PYTEST := $(PYTHON) -m pytest -n $(TEST_WORKERS) --dist worksteal -q
 # The tests meet the hot path compiled, as an installation has it. What a compiled build does not
 # allow (the marker `interpreted`), and these again, meet the sources as they are.
 IN_COMPILED := cd build/compiled && ../../
-INTERPRETED_TESTS := tests/core tests/link tests/node tests/store tests/e2e/test_crashes.py
+INTERPRETED_TESTS := tests/core tests/link tests/node/test_applying.py tests/node/test_writing.py \
+  tests/e2e/test_crashes.py
 # What runs on an event loop: `make test-all` runs it again on the standard library's.
 LOOP_TESTS := tests/e2e tests/interop tests/node tests/nbdserver tests/link
 # Seeds for `make sim`; none: new ones until it is stopped. How many processes it takes.

@@ -75,10 +75,13 @@ class TlsEnd:
                 count = int(self.session.read(len(room), room))
             except ssl.SSLWantReadError:
                 self._receive()
-            except ssl.SSLEOFError:
-                return 0
             except ssl.SSLZeroReturnError:
                 self.server_said_goodbye = True
+                return 0
+            except ssl.SSLError as error:
+                # Early Python 3.11 has no SSLEOFError for an end without a goodbye.
+                if error.reason != "UNEXPECTED_EOF_WHILE_READING":
+                    raise
                 return 0
             else:
                 self.server_said_goodbye = not count
