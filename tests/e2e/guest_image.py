@@ -151,10 +151,15 @@ def _add_python(archive: Archive, interpreter: Path) -> list[Path]:
     for line in listed.stdout.splitlines():
         name, file = line.split("\t")
         path = Path(file)
+        ours = path.is_relative_to(ROOT)
+        if ours and path.suffix != ".py":
+            # The guest is slow for other reasons: it takes the sources of what is compiled here.
+            path = path.with_name(path.name.partition(".")[0] + ".py")
+            if not path.exists():
+                continue  # what the compiled modules have in common
         if path.suffix != ".py":
             extensions.append(path)
             continue
-        ours = path.is_relative_to(ROOT)
         target = Path(PROJECT) / path.relative_to(ROOT) if ours else path
         archive.add_file(str(target.with_suffix(".pyc")), _compiled(path, name))
     # By these the interpreter finds its library.
