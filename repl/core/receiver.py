@@ -20,9 +20,12 @@ from repl.core.wire import DIGEST_BYTES, PAYLOAD_BYTES_MAX, Fields, Frame, PeerE
 if TYPE_CHECKING:
     from repl.core.session import Session
 
-#: Unsynced bytes of the stream that start a sync without being asked (background watermark). The
-#: sender remembers each write until then: 4 MiB of memory for writes of 4 KiB.
-BACKGROUND_SYNC_BYTES = 128 << 20
+#: Unsynced bytes of the stream that start a sync without being asked (background watermark); what
+#: is written again before that reaches the disk once.
+BACKGROUND_SYNC_BYTES = 512 << 20
+#: As many unsynced frames do too, whatever their size: the sender remembers each of them, which is
+#: 20 MiB of memory.
+BACKGROUND_SYNC_FRAMES = 1 << 17
 
 _RESYNC = frozenset({Type.RESYNC_WRITE, Type.RESYNC_ZERO, Type.DIGEST})
 _WITH_PAYLOAD = frozenset({Type.WRITE, Type.RESYNC_WRITE})
@@ -42,6 +45,8 @@ class Receiver:
         self._last_seq = 0
         #: Number of the last frame handed to the engine; a sync asked for now covers it.
         self._queued_seq = 0
+        #: The number that the newest sync covers.
+        self._sync_seq = 0
         self.applied_seq = 0
         self._durable_seq = 0
         self._acked: tuple[int, int] = (0, 0)
@@ -127,14 +132,18 @@ class Receiver:
         if news != self._acked:
             self._acked = news
             self._session.send(Type.ACK, self.applied_seq, self._durable_seq)
-        if self._unsynced_bytes >= BACKGROUND_SYNC_BYTES:
+        unsynced_frames = self._queued_seq - self._sync_seq
+        if (
+            self._unsynced_bytes >= BACKGROUND_SYNC_BYTES
+            or unsynced_frames >= BACKGROUND_SYNC_FRAMES
+        ):
             self.sync()
 
     def sync(self) -> None:
         """Make everything applied until now durable, then tell the peer."""
         self._unsynced_bytes = 0
         # The engine starts a sync only after it has carried out everything queued before it.
-        seq = self._queued_seq
+        seq = self._sync_seq = self._queued_seq
         self._volume.syncs.request(lambda: self._synced(seq))
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Intents of extents at rest are cleared this often.
 CHECKPOINT_INTERVAL_S = 2.0
 #: A receiver makes what it applied durable at least this often, unasked.
-WATERMARK_INTERVAL_S = 1.0
+WATERMARK_INTERVAL_S = 5.0
 
 
 class Upkeep:

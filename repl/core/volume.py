@@ -34,7 +34,7 @@ from repl.core.writes import ClientWrites
 from repl.events import Note, event
 
 #: Bytes written and not synced that start a sync here without being asked (design §7).
-BACKGROUND_SYNC_BYTES = 128 << 20
+BACKGROUND_SYNC_BYTES = 512 << 20
 #: Looked up every turn: an attribute of an enumeration costs several times more.
 _DOWN = Phase.DOWN
 

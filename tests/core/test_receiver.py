@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from repl.core import receiver
 from repl.core.states import Phase
+from repl.core.upkeep import WATERMARK_INTERVAL_S
 from repl.core.wire import PAYLOAD_BYTES_MAX, PeerError, Type
 from tests.core.every_phase import at
 from tests.core.pair_of_cores import BLOCK, EXTENT, SIZE, Node, data
@@ -121,7 +123,7 @@ def test_what_was_applied_becomes_durable_unasked_after_a_while() -> None:
     pair.alpha.write(0, data(1))
     pair.run()
     assert node.session.receiver.unsynced
-    pair.advance(3.0)
+    pair.advance(WATERMARK_INTERVAL_S + 1)
     assert not node.session.receiver.unsynced
     assert node.durable[0] == 1
 
@@ -133,6 +135,20 @@ def feed_writes(node: Node, *writes: tuple[int, int]) -> None:
         node.peer_name,
         [(Type.WRITE, seq, at, BLOCK, generation, 0, data(seq)) for seq, at in writes],
     )
+
+
+def test_many_small_frames_become_durable_unasked_before_much_is_remembered_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(receiver, "BACKGROUND_SYNC_FRAMES", 3)
+    node = secondary()
+    for seq in (1, 2):
+        feed_write(node, seq, 0)
+    run_alone(node)
+    assert acks(node)[-1] == (2, 0)
+    feed_write(node, 3, 0)
+    run_alone(node)
+    assert acks(node)[-1] == (3, 3)
 
 
 def test_frames_of_one_wake_up_are_taken_as_if_they_came_one_by_one() -> None:

@@ -85,6 +85,7 @@ def applied(geometry: Geometry) -> Iterator[None]:
         (source, "PERSIST_BYTES", geometry.persist_bytes),
         (receiver, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (volume, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
+        (upkeep, "WATERMARK_INTERVAL_S", geometry.checkpoint_interval_s / 2),
         (upkeep, "HOT_EXTENTS_MAX", geometry.hot_extents_max),
         (upkeep, "CHECKPOINT_INTERVAL_S", geometry.checkpoint_interval_s),
         *((module, "PAYLOAD_BYTES_MAX", geometry.frame_bytes) for module in _FRAME_LIMITED),
