@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import Json, Node
+from tests.daemon import Json, Node, wait_for
 from tests.e2e.judging import assert_no_error_reached, assert_promises_kept
 from tests.ledger import Ledger
 from tests.ledger_client import LedgerClient
@@ -49,8 +49,21 @@ def wait_refused(node: Node, rule: str) -> Json:
 
 
 def discard(node: Node) -> None:
-    """What the refusals say to do on the copy that may be overwritten."""
-    node.ctl_ok("volume", "adopt", "r0", "--discard", "--confirm", "r0")
+    """What the refusals say to do on the copy that may be overwritten.
+
+    The peer closes a refused connection when its set changes; until the two have met again, this is
+    refused too, with the word to wait.
+    """
+
+    refusals: list[str] = []
+
+    def done() -> bool:
+        result = node.ctl("volume", "adopt", "r0", "--discard", "--confirm", "r0")
+        refusals.append(result.stderr)
+        return result.returncode == 0
+
+    wait_for(done, what="the copy is discarded")
+    assert all("[ADOPT_LAST_COPY]" in refusal for refusal in refusals[:-1]), refusals
 
 
 @pytest.mark.slow
