@@ -10,10 +10,13 @@ Must never decide anything at run time: `repl/build.py` says which build it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
 
 #: What a write passes through, from the client's socket to the peer and to the disk. The rest of
 #: the package runs rarely, and compiling it would only make an installation slower.
@@ -54,9 +57,32 @@ def extensions() -> list[Extension]:
     # A library that is not installed while the package is built is as good as untyped.
     flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
     found = mypycify([*flags, *COMPILED_FILES], opt_level="2", debug_level="0")
-    for extension in found:
-        extension.optional = wish != "yes"
     return found
 
 
-setup(ext_modules=extensions())
+class AllOrNothing(build_ext):
+    """Compiles every module, or installs none of them.
+
+    The modules share one library. One that was built beside a library that was not (a compiler that
+    runs out of memory) could not be imported, where its source could.
+    """
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (BaseError, CCompilerError, OSError) as error:
+            if os.environ.get("REPL_COMPILE") == "yes":
+                raise
+            self.warn(f"the hot path stays interpreted: {error}")
+            for extension in self.extensions:
+                self._remove(self.get_ext_fullpath(extension.name))
+                self._remove(os.path.join(self.build_lib, self.get_ext_filename(extension.name)))
+            self.extensions = []
+
+    @staticmethod
+    def _remove(path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": AllOrNothing})
