@@ -267,6 +267,17 @@ def test_readme_shows_the_commands() -> None:
         assert command in readme, f"README.md does not show `{command}`"
 
 
+def test_the_write_path_of_the_readme_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    path = readme.split("**The write path in five minutes**", 1)[1].split("\n\n", 1)[0]
+    stations = re.findall(r"`(\S+\.py)`(?:\s\(([^)]*)\))?", path)
+    assert len(stations) >= 8
+    for file, functions in stations:
+        source = (ROOT / file).read_text()
+        for function in re.findall(r"`(\w+)`", functions):
+            assert re.search(rf"def {function}\(", source), f"{file} has no {function}"
+
+
 def test_allowed_skips_name_tests_and_probes_that_exist() -> None:
     for node_id, probe in allowed_skips().items():
         path, _, name = node_id.partition("::")

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 
 from repl.core.blockmap import BlockMap
 
-#: More hot extents than this start a checkpoint at every tick, which clears the ones at rest. As
-#: much as they cover (4 GiB in extents of 1 MiB) is compared after a crash.
+#: More hot extents than this start a checkpoint at every tick, which clears the ones at rest.
 HOT_EXTENTS_MAX = 4096
 #: A write that goes on from a hot extent into a cold one marks so many behind it too, so that a
 #: sequential stream costs one commit for several extents.
