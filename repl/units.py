@@ -104,15 +104,6 @@ def parse_duration(text: str) -> float:
     return float(total_ms / 1000)
 
 
-def format_size_exact(size_bytes: int) -> str:
-    """Return the shortest exact text, so that parse_size gives `size_bytes` back: "10GiB"."""
-    _refuse_negative(size_bytes)
-    for unit in _BINARY:
-        if size_bytes and size_bytes % SIZE_UNITS[unit] == 0:
-            return f"{size_bytes // SIZE_UNITS[unit]}{unit}"
-    return f"{size_bytes}B"
-
-
 def format_size(size_bytes: int) -> str:
     """Return `size_bytes` rounded for people, in binary units: "6.1 GiB", "0 B"."""
     _refuse_negative(size_bytes)

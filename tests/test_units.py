@@ -116,11 +116,6 @@ def test_unclear_durations_are_refused(text: str) -> None:
         units.parse_duration(text)
 
 
-@given(st.integers(min_value=0, max_value=2**64))
-def test_exact_size_reads_back_equal(size_bytes: int) -> None:
-    assert units.parse_size(units.format_size_exact(size_bytes)) == size_bytes
-
-
 @given(st.integers(min_value=0, max_value=2**32 - 1), st.sampled_from(sorted(units.SIZE_UNITS)))
 def test_every_unit_reads_as_its_factor(count: int, unit: str) -> None:
     assert units.parse_size(f"{count}{unit}") == count * units.SIZE_UNITS[unit]

@@ -254,11 +254,6 @@ class Backing:
             raise
         return start, end
 
-    def is_hole(self, offset: int, length: int) -> bool:
-        """Whether the whole range is known to be a hole; False where that cannot be told."""
-        data = self.next_data(offset)
-        return data is None or data[0] >= offset + length
-
     def set_size(self, size_bytes: int) -> None:
         """Give a file that is being created its size, all of it a hole, durably."""
         os.ftruncate(self._fd, size_bytes)
