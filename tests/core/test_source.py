@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from repl.core.outbox import WriteKind
 from repl.core.source import CHUNK_BYTES, WINDOW_BYTES
 from repl.core.states import Phase
@@ -54,6 +56,50 @@ def test_a_copy_never_asks_for_more_than_its_window() -> None:
     pair.run()
     assert 0 < sum(job[2] for job in pair.alpha.copy_jobs) < WINDOW_BYTES + CHUNK_BYTES
     assert all(0 < job[2] <= CHUNK_BYTES for job in pair.alpha.copy_jobs)
+
+
+def test_many_small_discards_are_sent_as_one_hole_for_a_chunk() -> None:
+    pair = established_pair()
+    alpha = pair.alpha
+    alpha.write(0, data(1, EXTENT))
+    pair.run()
+    pair.cut()
+    for offset in range(0, EXTENT, BLOCK):
+        alpha.write(offset, BLOCK, kind=WriteKind.TRIM)
+    pair.advance(2.0)
+    place = len(alpha.sent)
+    pair.connect()
+    pair.run()
+    kinds = kinds_since(alpha, place)
+    assert 0 < kinds.count(Type.RESYNC_ZERO) <= EXTENT // CHUNK_BYTES
+    assert Type.RESYNC_WRITE not in kinds and Type.DIGEST not in kinds
+    assert pair.equal()
+
+
+def test_writing_clients_take_nothing_from_a_copys_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that made way for every write would take days beside a busy application."""
+    window_bytes = 4 * CHUNK_BYTES
+    monkeypatch.setattr("repl.core.source.WINDOW_BYTES", window_bytes)
+    pair = Pair()
+    alpha = pair.alpha
+    alpha.adopt()
+    pair.run()
+    alpha.disk[:] = data(1, SIZE)
+    alpha.hold_copies = True
+    pair.connect()
+    pair.run()
+    alpha.promote()
+    pair.run()
+    left_bytes = SIZE
+    while alpha.copy_jobs:
+        assert sum(job[2] for job in alpha.copy_jobs) >= min(window_bytes, left_bytes)
+        job, *alpha.copy_jobs = alpha.copy_jobs
+        alpha.finish_copies([job])
+        left_bytes -= job[2]
+        alpha.write(job[1], data(2))
+        pair.run()
+    assert left_bytes == 0
+    assert pair.equal()
 
 
 # Writes and chunks.
