@@ -25,8 +25,8 @@ DURATION ?= 1h
 SEED ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-micro sim torture \
-  fuzz clean
+.PHONY: help setup demo lint test test-all bench-quick bench bench-full bench-scale \
+  bench-micro sim torture fuzz clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -78,6 +78,11 @@ bench-full: ## everybody everywhere, under two hours: build/bench/full.{json,md,
 	@deploy/setup/setup.sh bench
 	@deploy/setup/compile.sh
 	@$(PYTHON) -m bench run full
+
+bench-scale: ## what grows with volumes, clients, dirty blocks; how long changes of state take
+	@deploy/setup/setup.sh bench
+	@deploy/setup/compile.sh
+	@$(PYTHON) -m bench scale
 
 bench-micro: setup ## what the Python between two system calls costs (bench/README.md)
 	@deploy/setup/compile.sh

@@ -20,6 +20,7 @@ from bench.cells import SUITES, Row, Suite
 from bench.contenders import CONTENDERS
 from bench.contenders.ours import commit_of
 from bench.results import ContenderFacts, Memory, RowFacts, Run
+from bench.scale import measuring, tables
 from tests.daemon import ROOT
 
 OUTPUT = ROOT / "build/bench"
@@ -160,6 +161,40 @@ def run_command(
     write_report(run, path)
     click.echo(report.brief(run))
     sys.exit(0 if run.sound else 1)
+
+
+@main.command("scale")
+@click.option("--only", default="", help="Tables whose key matches this regular expression.")
+@click.option("--repetitions", type=click.IntRange(1, 50), default=3, show_default=True)
+@click.option(
+    "--seconds",
+    "runtime_s",
+    type=click.IntRange(1, 300),
+    default=5,
+    show_default=True,
+    help="Length of a sample under load.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(tempfile.gettempdir()),
+    show_default=True,
+    help="Where the backing files go: the disk that is measured.",
+)
+def scale_command(only: str, repetitions: int, runtime_s: int, folder: Path) -> None:
+    """How costs grow with volumes, clients and dirty blocks; how long changes of state take."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if reason := fio.missing():
+        raise click.UsageError(f"fio with its nbd engine is what loads everybody: {reason}")
+    run = measuring.measure(folder, only, repetitions, runtime_s, say)
+    if not run.tables:
+        raise click.UsageError(f"no table's key matches {only!r}")
+    path = OUTPUT / "scale.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(run.model_dump_json(indent=1))
+    path.with_suffix(".md").write_text(tables.markdown(run))
+    click.echo(tables.markdown(run))
+    sys.exit(1 if run.breakages else 0)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.processes import ContenderBroke, missing_command
 
@@ -21,6 +21,8 @@ DEADLINE_EXTRA_S = 60.0
 WATCH_PAUSE_S = 0.5
 NS_PER_US = 1000.0
 MIB = 1 << 20
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Measured:
     p50_us: float
     p99_us: float
     p999_us: float
+    longest_us: float
     #: fio's own processor time as a share of one processor, per connection.
     fio_cpu_share: float
 
@@ -63,13 +66,18 @@ def missing() -> str:
 
 def arguments(workload: Workload, uri: str, size_bytes: int, runtime_s: int) -> list[str]:
     """Return fio's arguments for a timed run; `size_bytes` is the volume's."""
+    return arguments_for_each(workload, [uri], size_bytes, runtime_s)
+
+
+def arguments_for_each(
+    workload: Workload, uris: Sequence[str], size_bytes: int, runtime_s: int
+) -> list[str]:
+    """Return the arguments for the same load on several volumes at once, counted together."""
     assert runtime_s >= 1
     part = size_bytes // workload.connections
     part -= part % workload.block_bytes
     options = {
-        "name": "load",
         "ioengine": "nbd",
-        "uri": uri,
         "rw": workload.pattern,
         "bs": workload.block_bytes,
         "iodepth": workload.depth,
@@ -92,6 +100,8 @@ def arguments(workload: Workload, uri: str, size_bytes: int, runtime_s: int) -> 
         "fio",
         *(f"--{key}={value}" for key, value in options.items()),
         *("--time_based", "--group_reporting", "--thread"),
+        # Options before the first name are those of every job.
+        *(option for uri in uris for option in ("--name=load", f"--uri={uri}")),
     ]
 
 
@@ -115,6 +125,15 @@ def verify_arguments(uri: str, size_bytes: int) -> list[str]:
 
 def parse(text: str) -> Measured:
     """Read fio's JSON of one group of jobs. Raises ValueError for what is no such thing."""
+    return _of_only_job(text, _of_job)
+
+
+def parse_fill(text: str) -> float:
+    """Return the bytes per second of a fill. Raises ValueError for what is no such thing."""
+    return _of_only_job(text, lambda job: float(job["write"]["bw_bytes"]))
+
+
+def _of_only_job(text: str, read: Callable[[dict[str, Any]], _T]) -> _T:
     start = text.find("{")
     if start < 0:
         raise ValueError(f"fio printed no JSON: {text[:200]!r}")
@@ -122,7 +141,7 @@ def parse(text: str) -> Measured:
     parsed, _ = json.JSONDecoder().raw_decode(text[start:])
     try:
         (job,) = parsed["jobs"]
-        return _of_job(job)
+        return read(job)
     except (KeyError, TypeError) as error:
         raise ValueError(f"fio's JSON has another shape: {error!r}") from error
 
@@ -142,6 +161,7 @@ def _of_job(job: dict[str, Any]) -> Measured:
         p50_us=latency["50.000000"] / NS_PER_US,
         p99_us=latency["99.000000"] / NS_PER_US,
         p999_us=latency["99.900000"] / NS_PER_US,
+        longest_us=mixed["lat_ns"]["max"] / NS_PER_US,
         fio_cpu_share=(job["usr_cpu"] + job["sys_cpu"]) / 100,
     )
 

@@ -27,7 +27,8 @@ def job(**changes: Any) -> dict[str, Any]:
                     "50.000000": 10000,
                     "99.000000": 200000,
                     "99.900000": 3000000,
-                }
+                },
+                "max": 4000000,
             },
         },
     } | changes
@@ -47,8 +48,15 @@ def test_figures_are_read_from_between_the_remarks() -> None:
         p50_us=10.0,
         p99_us=200.0,
         p999_us=3000.0,
+        longest_us=4000.0,
         fio_cpu_share=0.5,
     )
+
+
+def test_a_fill_has_its_own_speed() -> None:
+    assert fio.parse_fill(printed(write={"bw_bytes": 123456})) == 123456.0
+    with pytest.raises(ValueError, match="another shape"):
+        fio.parse_fill(printed())
 
 
 @pytest.mark.parametrize(
@@ -73,6 +81,15 @@ def test_connections_write_parts_that_do_not_overlap() -> None:
     # The odd block at the end belongs to nobody.
     assert "--size=262144" in command
     assert "--offset_increment=262144" in command
+
+
+def test_several_volumes_share_the_options_and_have_a_job_each() -> None:
+    command = fio.arguments_for_each(
+        Workload("randwrite", 4096, 1), ["nbd://x", "nbd://y"], 4096, 2
+    )
+    jobs = ["--name=load", "--uri=nbd://x", "--name=load", "--uri=nbd://y"]
+    assert command[-4:] == jobs
+    assert "--rw=randwrite" in command[:-4]
 
 
 def test_mixes_and_flushes_are_asked_for_only_where_wanted() -> None:
