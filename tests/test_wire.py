@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from tests.daemon import PORTS, wait_for
@@ -49,6 +50,20 @@ def test_cut_closes_what_is_open_and_accepts_again() -> None:
                 wait_for(lambda: proxy.connections == 2, what="it is connected again")
                 dialer.sendall(b"y")
                 wait_for(lambda: proxy.sent_bytes == 1, what="the byte is counted")
+
+
+def test_nothing_sent_after_a_part_crosses() -> None:
+    """Else a peer has writes that a test believes to be on one side only."""
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        port = PORTS.take()
+        with CountingProxy(port, target.getsockname()[1]) as proxy, connect(port) as dialer:
+            accepted, _ = target.accept()
+            with accepted:
+                wait_for(lambda: proxy.connections == 1, what="it is connected")
+                proxy.part()
+                with contextlib.suppress(OSError):
+                    dialer.sendall(b"late")
+                assert receive(accepted, 4) == b""
 
 
 def test_planned_faults_hit_exactly_the_byte_that_was_meant() -> None:

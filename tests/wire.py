@@ -62,6 +62,7 @@ class CountingProxy:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._cut_asked = threading.Event()
+        self._cut_done = threading.Event()
         self._ended = threading.Event()
         self._refusing = threading.Event()
         self._fault: _Fault | None = None
@@ -82,13 +83,18 @@ class CountingProxy:
         self._thread.join()
 
     def cut(self) -> None:
-        """Close all connections at once, whatever is under way; new ones are accepted."""
+        """Close all connections, whatever is under way; new ones are accepted.
+
+        Nothing that is sent after this has returned crosses on them.
+        """
+        self._cut_done.clear()
         self._cut_asked.set()
+        assert self._cut_done.wait(FAULT_DEADLINE_S), "the proxy's thread hangs"
 
     def part(self) -> None:
         """Close all connections and every new one until `heal`."""
         self._refusing.set()
-        self._cut_asked.set()
+        self.cut()
 
     def heal(self) -> None:
         """Accept connections again."""
@@ -126,6 +132,7 @@ class CountingProxy:
             if self._cut_asked.is_set():
                 self._cut_asked.clear()
                 self._close_all()
+                self._cut_done.set()
         self._close_all()
         self._listener.close()
         self._selector.close()
