@@ -75,6 +75,8 @@ class Volume:
         self.client_names: list[str] = []
         self.is_primary = False
         self._freezes: set[str] = set()
+        #: Told of the end of a clean stop that waits for its sync.
+        self._closing: Callable[[], None] | None = None
         self._chunk_number = 0
         self.commits = Commits(facts, maps, lambda old, new: chronicle.stored(self, old, new))
         self.syncs = Syncs()
@@ -236,6 +238,9 @@ class Volume:
         self.is_primary = False
         self.failed = reason
         self.commits.request(self._failure_stored)
+        if self._closing is not None:
+            # The sync that the end waits for was the one that failed.
+            self.commits.request(self._closing)
 
     def _failure_stored(self) -> None:
         for session in self.sessions.values():
@@ -348,9 +353,11 @@ class Volume:
             # The mark that this copy failed must outlive the process; nothing else can be synced.
             self.commits.request(then)
         else:
+            self._closing = then
             self.syncs.request(lambda: self._closed(then))
 
     def _closed(self, then: Callable[[], None]) -> None:
+        self._closing = None
         self.change_facts(clean=True)
         self.commits.request(then, with_maps=True)
 

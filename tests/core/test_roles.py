@@ -404,3 +404,17 @@ def test_a_copy_that_fails_while_it_is_being_promoted_never_becomes_primary() ->
     pair.run()
     assert not pair.beta.answers[number].ok
     assert not pair.beta.volume.is_primary and not pair.beta.metadata.facts.is_primary
+
+
+def test_a_sync_that_fails_while_the_volume_closes_still_lets_it_close() -> None:
+    """The mark that the copy failed is the last commit then, and the process may end."""
+    pair = established_pair()
+    pair.alpha.hold_syncs = True
+    closed: list[bool] = []
+    pair.alpha.begin_turn().close(lambda: closed.append(True))
+    pair.run()
+    assert not closed
+    pair.alpha.begin_turn().disk_failed("the disk said no")
+    pair.run()
+    assert closed == [True]
+    assert pair.alpha.metadata.facts.inconsistent and not pair.alpha.metadata.facts.clean
