@@ -33,7 +33,7 @@ COMPILED_FILES = (
     *("repl/core/roles.py", "repl/core/routing.py", "repl/core/session.py"),
     *("repl/core/source.py", "repl/core/spans.py", "repl/core/volume.py"),
     *("repl/core/wire.py", "repl/core/writes.py"),
-    "repl/link/connection.py",
+    *("repl/link/connection.py", "repl/link/drain.py"),
     *("repl/node/applying.py", "repl/node/copying.py", "repl/node/engine.py"),
     *("repl/node/reading.py", "repl/node/writing.py"),
 )

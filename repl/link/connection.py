@@ -18,6 +18,7 @@ from typing import Protocol
 
 from repl.core import wire
 from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Frame, PeerError
+from repl.link.drain import Drain
 from repl.link.tls import TlsSocket
 
 RECEIVE_BUFFER_BYTES = 2 << 20
@@ -67,6 +68,7 @@ class PeerConnection:
         self.broken = False
         self.received_bytes = 0
         self.sent_bytes = 0
+        self._drain = Drain()
         _tune(sock, peer_timeout_s)
 
     def start(self) -> None:
@@ -79,6 +81,15 @@ class PeerConnection:
     def unsent_bytes(self) -> int:
         """Bytes queued and not yet taken by the kernel."""
         return self._queued_bytes - self.sent_bytes
+
+    @property
+    def congested(self) -> bool:
+        """Whether more waits here than the link takes within a bounded time."""
+        return self._queued_bytes - self.sent_bytes > self._drain.unsent_bytes_max
+
+    def tick(self, now_s: float) -> None:
+        """Some times a second: see how fast the link is."""
+        self._drain.look(now_s, self.sent_bytes, self.unsent_bytes)
 
     def send(self, pieces: Sequence[bytes | memoryview], owners: Sequence[Owner] = ()) -> None:
         """Send the pieces, behind what is queued: once per turn.

@@ -46,8 +46,6 @@ from repl.node.writing import Writer
 from repl.store.iothreads import IoThreads
 from repl.store.open import Store
 
-#: Above this, requests wait until the peer's socket has taken more.
-PEER_UNSENT_BYTES_MAX = 64 << 20
 TICK_S = 0.2
 #: Turns longer than this are counted and shown.
 SLOW_TURN_S = 0.1
@@ -124,6 +122,8 @@ class Engine:
         self._now()
         self.volume.client_names = self.client_names
         self.volume.tick()
+        for peer in self._peers.values():
+            peer.tick(self.volume.now)
         self._reader.forget_holes()
         self._look_for_room()
         self.run()
@@ -222,8 +222,9 @@ class Engine:
         return sorted(connection.peer_name for connection in self.clients)
 
     def _congested(self) -> bool:
+        """Whether requests have to wait until a peer's socket has taken more."""
         for peer in self._peers.values():  # noqa: SIM110 (a generator costs more than the rest)
-            if peer.unsent_bytes > PEER_UNSENT_BYTES_MAX:
+            if peer.congested:
                 return True
         return False
 
