@@ -142,11 +142,9 @@ class _Proxy:
 
     def _readable(self) -> None:
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._channel, PACKET_BYTES_MAX, 1)
+            data, fds = receive_packet(self._channel)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            data, fds = b"", []
         if data:
             self._answered(json.loads(data), fds)
         else:
@@ -206,15 +204,30 @@ class _Proxy:
 
     def _ending(self, gone: asyncio.Event) -> None:
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._channel, PACKET_BYTES_MAX, 1)
+            data, fds = receive_packet(self._channel)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            data, fds = b"", []
         for fd in fds:
             os.close(fd)
         if not data:
             gone.set()
+
+
+def receive_packet(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """The next packet and the descriptor beside it, if it has one; b"" at the end of the channel.
+
+    Raises BlockingIOError.
+    """
+    try:
+        data, fds, _flags, _address = socket.recv_fds(channel, PACKET_BYTES_MAX, 1)
+    except (BlockingIOError, InterruptedError):
+        raise
+    except OSError:
+        return b"", []
+    for fd in fds:
+        # A process that is started later, like the next proxy, would keep the connection open.
+        os.set_inheritable(fd, False)
+    return data, fds
 
 
 def _spawn(settings: str, channel: socket.socket) -> int:

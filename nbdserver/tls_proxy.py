@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 
 from nbdserver.listening import SEND_BUFFER_BYTES, grow_send_buffer
 from nbdserver.tls import TlsServerFiles, reason_of, server_context
-from nbdserver.tls_proxies import DRAIN_S, PACKET_BYTES_MAX
+from nbdserver.tls_proxies import DRAIN_S, receive_packet
 from nbdserver.tls_relay import Relay
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -49,11 +49,9 @@ class Proxy:
 
     def _readable(self) -> None:
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._channel, PACKET_BYTES_MAX, 1)
+            data, fds = receive_packet(self._channel)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            data, fds = b"", []
         if not data:
             self._end()
             return
@@ -84,12 +82,23 @@ class Proxy:
         self._relays.add(relay)
 
     def _begin(self, number: int, relay: Relay) -> None:
-        near, far = socket.socketpair()
+        """Give the server its end. Whatever fails, an answer is given: without one the server
+        would think that this process hangs, and end it with all of its clients."""
+        try:
+            identity = identity_of(relay.session)
+            near, far = socket.socketpair()
+        except Exception as error:
+            # No descriptor is left, or it is an error of ours, which the relay shows.
+            self._answer({"number": number, "error": f"the TLS proxy has no place for it: {error}"})
+            if not isinstance(error, OSError):
+                raise
+            relay.close()
+            return
         with far:
             for end in (near, far):
                 grow_send_buffer(end, SEND_BUFFER_BYTES)
             relay.join(near)
-            if not self._answer({"number": number} | identity_of(relay.session), far):
+            if not self._answer({"number": number} | identity, far):
                 relay.close()
 
     def _ended(self, relay: Relay) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import json
 import os
 import socket
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +19,9 @@ import pytest
 from nbdserver.admission import Credentials
 from nbdserver.tls import TlsRefused, TlsServerFiles
 from nbdserver.tls_proxies import TlsProxies
+from nbdserver.tls_proxy import Proxy
 from tests.certificates import make_certificates, make_client
-from tests.nbdserver.tls_client import client_context
+from tests.nbdserver.tls_client import TlsEnd, client_context
 
 DEADLINE_S = 30.0
 
@@ -242,6 +247,57 @@ def test_proxy_that_hangs_is_given_up_and_replaced(
             assert lost == [
                 f"TLS proxy process {pid} does not answer; its clients are disconnected"
             ]
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.EMFILE, "no more"), ZeroDivisionError("no more")]
+)
+def test_client_that_finds_no_place_in_the_proxy_gets_an_answer(
+    folder: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one the server would give the whole process up, with all of its clients."""
+
+    def none_left() -> None:
+        raise failure
+
+    async def script() -> None:
+        loop = asyncio.get_running_loop()
+        files = TlsServerFiles(str(folder / "server.crt"), str(folder / "server.key"))
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near, wire = socket.socketpair()
+        with ours, its, near, wire:
+            proxy = Proxy(loop, its, json.dumps(asdict(files) | {"handshake_s": 10.0}))
+            monkeypatch.setattr("nbdserver.tls_proxy.socket.socketpair", none_left)
+            ours.setblocking(False)
+            socket.send_fds(ours, [b"7"], [wire.fileno()])
+            wire.close()
+            near.settimeout(DEADLINE_S)
+            await asyncio.to_thread(TlsEnd, near, client_context(folder / "ca.crt"))
+            answer = json.loads(await loop.sock_recv(ours, 1000))
+            assert answer["number"] == 7
+            assert "no more" in answer["error"]
+            assert await asyncio.to_thread(near.recv, 1) == b"", "and it is closed"
+            assert not proxy._relays
+            loop.remove_reader(its.fileno())
+
+    play(script)
+
+
+def test_plaintext_is_not_inherited_by_a_process_that_is_started_later(folder: Path) -> None:
+    async def script() -> None:
+        async with proxies(folder) as (one, lost), Call(folder) as call:
+            await call.secure(one)
+            assert not call.plain.get_inheritable()
+            # As when another proxy died: its successor must not keep this client's connection.
+            with subprocess.Popen(["sleep", "60"], close_fds=False) as later:
+                call.close()
+                try:
+                    assert await call.reader.read() == b""
+                finally:
+                    later.kill()
+            assert lost == []
 
     play(script)
 
