@@ -76,13 +76,13 @@ class ExtendedRequestReader(RequestReader):
             if payload_bytes > SKIPPED_PAYLOAD_BYTES_MAX:
                 self._reject(f"a payload of {payload_bytes} bytes is announced", bool(requests))
                 break
+            if self._turn_is_full(len(requests), count_max):
+                break
             self._start = position
             if self._passed_over(command, flags, cookie, offset, length, payload_bytes):
                 position = self._start
                 continue
-            if len(requests) >= count_max or not self._has_room(
-                command, length, bytes_max, read_bytes_max
-            ):
+            if not self._has_room(command, length, bytes_max, read_bytes_max):
                 self.stopped_early = True
                 break
             body = position + EXTENDED_REQUEST_BYTES

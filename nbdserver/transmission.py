@@ -94,8 +94,9 @@ class RequestReader(ReceiveWindow):
     def take_requests(self, count_max: int, bytes_max: int, read_bytes_max: int) -> list[Request]:
         """Every complete request, in order, as far as the three limits allow.
 
-        `bytes_max` bounds what they carry or will read, `read_bytes_max` what they will read.
-        Each holds its chunk until it is answered. Raises TransmissionViolation.
+        `count_max` bounds how many are taken or refused, `bytes_max` what they carry or will read,
+        `read_bytes_max` what they will read. Each holds its chunk until it is answered.
+        Raises TransmissionViolation.
         """
         requests: list[Request] = []
         self.stopped_early, self.taken_bytes, self.taken_read_bytes = False, 0, 0
@@ -120,6 +121,8 @@ class RequestReader(ReceiveWindow):
             ):
                 if magic != NBD_REQUEST_MAGIC:
                     self._reject(f"request magic 0x{magic:08x} is wrong", bool(requests))
+                    break
+                if self._turn_is_full(len(requests), count_max):
                     break
                 self._start = position
                 # Only a WRITE is followed by a payload, whatever length another command shows.
@@ -173,6 +176,16 @@ class RequestReader(ReceiveWindow):
         if not after_others:
             raise TransmissionViolation(violation)
         self.stopped_early = True
+
+    def _turn_is_full(self, taken: int, count_max: int) -> bool:
+        """Whether as many requests were taken or refused as one turn may have.
+
+        A refusal costs more time than a request that is passed on, and other clients wait for it.
+        """
+        if taken + len(self.refusals) < count_max:
+            return False
+        self.stopped_early = True
+        return True
 
     def _settled_here(
         self,

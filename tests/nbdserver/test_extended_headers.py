@@ -227,6 +227,22 @@ def test_nothing_after_disconnect_is_executed() -> None:
     assert reading.seen == []
 
 
+def test_refused_requests_count_as_taken_ones_so_that_others_get_their_turn() -> None:
+    reading = Reading()
+    room = reading.reader.room()
+    assert room is not None
+    data = AFTER + extended_request(99, 0, 1) * 5 + AFTER
+    room[: len(data)] = data
+    reader = reading.reader
+    reader.received(len(data))
+    seen = []
+    for _ in range(3):
+        taken = len(reader.take_requests(3, NO_LIMIT, NO_LIMIT))
+        seen.append((taken, len(reader.refusals), reader.stopped_early))
+        reader.refusals.clear()
+    assert seen == [(1, 2, True), (0, 3, True), (1, 0, False)]
+
+
 def test_limits_leave_the_rest_for_later() -> None:
     reading = Reading()
     room = reading.reader.room()

@@ -196,6 +196,22 @@ def test_nothing_after_disconnect_is_executed() -> None:
     assert reading.reader.disconnect_asked
 
 
+def test_refused_requests_count_as_taken_ones_so_that_others_get_their_turn() -> None:
+    reading = Reading()
+    room = reading.reader.room()
+    assert room is not None
+    data = read(0, 1) + request(99, 0, 1) * 5 + read(0, 0) + disc()
+    room[: len(data)] = data
+    reader = reading.reader
+    reader.received(len(data))
+    seen = []
+    while not reader.disconnect_asked:
+        taken = len(reader.take_requests(3, NO_LIMIT, NO_LIMIT))
+        seen.append((taken, len(reader.refusals), reader.stopped_early))
+        reader.refusals.clear()
+    assert seen == [(1, 2, True), (0, 3, True), (0, 1, False)]
+
+
 def test_request_limit_leaves_the_rest_for_later() -> None:
     reading = Reading()
     room = reading.reader.room()
