@@ -28,9 +28,10 @@ from typing import Any, Protocol, TypeVar
 from nbdserver.admission import Credentials, TlsMode
 from nbdserver.client_log import client_log
 from nbdserver.counters import HandshakeCounters
+from nbdserver.crowd import Crowd, origin_of
 from nbdserver.errors import ClientError, HandshakeLimit
 from nbdserver.export import ExportInfo, Refusal
-from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked, TlsAsked
+from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked, State, TlsAsked
 from nbdserver.limits import Limits
 from nbdserver.listening import (
     UNIX_SOCKET_MODE,
@@ -93,6 +94,8 @@ class Server:
         self._on_agreed = on_agreed
         self._limits = limits or Limits()
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Those whose turn it is to say something: held clients have a limit of their own.
+        self._crowd: Crowd[_Negotiation] = Crowd(self._limits.handshakes)
         #: Where clients connect.
         self.sockets: list[socket.socket] = []
         self._unix_paths: list[tuple[Path, int]] = []
@@ -159,10 +162,11 @@ class Server:
         self.counters.tls_proxies_lost += 1
         self._tell_lost(why)
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -184,20 +188,34 @@ class Server:
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
             self.counters.accepted += 1
-            if self.handshakes - self.held >= self._limits.handshakes:
-                self.counters.turned_away("handshakes")
-                client_log.warning("%s: closed: too many handshakes at once", client_address(sock))
-                sock.close()
-                continue
+            negotiation = _Negotiation(self, sock, client_address(sock))
             # Counted here and not in the task, so that a burst of clients cannot pass the limit.
             self.handshakes += 1
-            self._start(self._negotiate(sock))
+            negotiation.task = self._start(self._negotiate(negotiation))
+            negotiation.task.add_done_callback(partial(self._never_begun, negotiation))
+            goes = self._crowd.enter(negotiation, negotiation.origin, loop.time())
+            if goes is not None:
+                self._turn_away(goes)
 
-    async def _negotiate(self, sock: socket.socket) -> None:
-        negotiation = _Negotiation(self, sock, client_address(sock))
+    def _turn_away(self, negotiation: _Negotiation) -> None:
+        self.counters.turned_away("handshakes")
+        text = "%s: closed: too many handshakes at once"
+        client_log.warning(text, negotiation.peer_name)
+        assert negotiation.task is not None
+        negotiation.task.cancel()
+
+    def _never_begun(self, negotiation: _Negotiation, _task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step never comes to its end."""
+        if not negotiation.begun:
+            self.handshakes -= 1
+            self._crowd.leave(negotiation)
+            negotiation.close()
+
+    async def _negotiate(self, negotiation: _Negotiation) -> None:
+        negotiation.begun = True
         agreed: Agreed | None = None
         try:
-            prepare_client_socket(sock, self._limits)
+            prepare_client_socket(negotiation.sock, self._limits)
             agreed = await negotiation.run()
         except TimeoutError:
             self.counters.timed_out += 1
@@ -216,6 +234,7 @@ class Server:
             log.debug("%s: left during the handshake: %s", negotiation.peer_name, error)
         finally:
             self.handshakes -= 1
+            self._crowd.leave(negotiation)
             if agreed is None:
                 negotiation.close()
         if agreed is not None:
@@ -234,6 +253,9 @@ class _Negotiation:
         self.sock = sock
         self.wire: socket.socket | None = None
         self.peer_name = peer_name
+        self.origin = _origin_of(sock, peer_name)
+        self.task: asyncio.Task[None] | None = None
+        self.begun = False
         local = sock.family == socket.AF_UNIX
         self._credentials = Credentials(local)
         self._loop = asyncio.get_running_loop()
@@ -253,6 +275,10 @@ class _Negotiation:
             elif isinstance(event, ListAsked):
                 question = self._server._lookup.list(self._credentials)
                 handshake.listed(await self._while_connected(question))
+            if handshake.state is not State.OVER:
+                # An agreement is out of the crowd: nobody takes it away on its last step.
+                spent_s = self._limits.handshake_deadline_s - self._left_s
+                self._server._crowd.come_back(self, self.origin, self._loop.time() - spent_s)
             await self._send()
             if isinstance(event, TlsAsked):
                 await self._begin_tls()
@@ -329,6 +355,7 @@ class _Negotiation:
                 task.cancel()
 
         self._server.held += 1
+        self._server._crowd.leave(self)
         self._loop.add_reader(self.sock.fileno(), on_readable)
         try:
             return await task
@@ -374,3 +401,13 @@ class _Negotiation:
             done = await step
         self._left_s -= self._loop.time() - begun_s
         return done
+
+
+def _origin_of(sock: socket.socket, peer_name: str) -> str:
+    """Where a client comes from, as `Crowd` counts."""
+    if sock.family == socket.AF_UNIX:
+        return peer_name
+    try:
+        return origin_of(sock.getpeername()[0])
+    except OSError:
+        return "gone"

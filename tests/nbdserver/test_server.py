@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbdserver.admission import Credentials
+from nbdserver.crowd import SHELTER_S
 from nbdserver.errors import ListenError
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.handshake import Agreed
@@ -235,6 +236,47 @@ def test_held_clients_do_not_use_up_the_handshakes(run: Run, tmp_path: Path) -> 
         assert await fourth.read_to_end() == b""
         assert front.server.counters.over_limit == 2
         for client in (*held, third, fourth):
+            client.close()
+        await front.stop()
+
+    run(scenario())
+
+
+def test_silent_handshakes_make_way_once_they_had_their_time(run: Run, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        front = Front(tmp_path, limits(handshakes=3))
+        silent = [await front.client() for _ in range(3)]
+        for client in silent:
+            await client.receive(GREETING_BYTES)
+        early = await front.client()
+        assert await early.read_to_end() == b"", "all of them had no time yet"
+        loop = asyncio.get_running_loop()
+        later_s = loop.time() + SHELTER_S
+        await eventually(lambda: loop.time() > later_s, "their time passes")
+        honest = await front.client(FIXED_NEWSTYLE_NO_ZEROES + go(b"vol"))
+        await eventually(lambda: bool(front.agreed), "who comes then is served")
+        assert await silent[0].read_to_end() == b"", "in the place of the oldest"
+        assert front.server.handshakes == 2
+        assert front.server.counters.limits["handshakes"] == 2
+        for client in (*silent, early, honest):
+            client.close()
+        await front.stop()
+
+    run(scenario())
+
+
+def test_agreement_is_not_taken_away_by_a_newcomer(run: Run, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        front = Front(tmp_path, limits(handshakes=1, held=20))
+        front.lookup.released.clear()
+        held = []
+        for count in range(1, 11):
+            held.append(await front.client(FIXED_NEWSTYLE_NO_ZEROES + go(b"vol")))
+            await eventually(lambda count=count: front.server.held == count, "it is held")  # type: ignore[misc]
+        front.lookup.released.set()
+        newcomers = [await front.client() for _ in range(10)]
+        await eventually(lambda: len(front.agreed) == 10, "all that were held are served")
+        for client in (*held, *newcomers):
             client.close()
         await front.stop()
 
