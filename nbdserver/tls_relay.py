@@ -26,6 +26,9 @@ from nbdserver.tls import reason_of
 
 #: What one receive takes, in either direction. A TLS record has up to 16 KiB of plaintext.
 RECEIVE_BYTES: Final = 256 << 10
+#: What a client does not take before it is not read any more. More than the server's own share,
+#: which is one receive: only a client that asks for new keys all the time gets that far.
+UNSENT_BYTES_MAX: Final = 1 << 20
 #: For a client to read what was sent before a close, while it still sends itself.
 LINGER_S: Final = 1.0
 #: A client that takes nothing for so long is not waited for once the server has closed.
@@ -270,9 +273,9 @@ class Relay:
         if self._client_ended and not self._to_server:
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_WR)
-        self._read(
-            self._client, not self._client_ended and not self._to_server, self._client_readable
-        )
+        overdue = len(self._to_client) > UNSENT_BYTES_MAX
+        wanted = not self._client_ended and not self._to_server and not overdue
+        self._read(self._client, wanted, self._client_readable)
         self._write(server, bool(self._to_server), self._server_writable)
         self._read(server, not self._server_ended and not self._to_client, self._server_readable)
 

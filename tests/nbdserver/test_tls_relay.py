@@ -7,8 +7,12 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from nbdserver.tls import TlsServerFiles, server_context
 from nbdserver.tls_relay import Relay
@@ -107,6 +111,83 @@ def test_bytes_changed_on_the_way_end_the_connection_and_are_not_passed_on(folde
         relayed.close()
 
     play(script)
+
+
+Aead = type[AESGCM] | type[ChaCha20Poly1305]
+
+
+class KeyUpdates:
+    """Makes a client's TLS 1.3 KeyUpdate records, which Python's `ssl` cannot: each asks the
+    server for one of its own. From the secret that `ssl` writes into a key log; RFC 8446, 7.3."""
+
+    _CIPHERS: Final[
+        dict[str, tuple[hashes.HashAlgorithm, int, type[AESGCM] | type[ChaCha20Poly1305]]]
+    ] = {
+        "TLS_AES_256_GCM_SHA384": (hashes.SHA384(), 32, AESGCM),
+        "TLS_AES_128_GCM_SHA256": (hashes.SHA256(), 16, AESGCM),
+        "TLS_CHACHA20_POLY1305_SHA256": (hashes.SHA256(), 32, ChaCha20Poly1305),
+    }
+
+    def __init__(self, key_log: Path, cipher: str) -> None:
+        (line,) = [
+            each for each in key_log.read_text().splitlines() if "CLIENT_TRAFFIC_SECRET_0" in each
+        ]
+        self._secret = bytes.fromhex(line.split()[2])
+        self._hash, self._key_bytes, self._cipher = self._CIPHERS[cipher]
+
+    def _expand(self, label: str, length: int) -> bytes:
+        name = b"tls13 " + label.encode()
+        info = length.to_bytes(2, "big") + bytes([len(name)]) + name + b"\0"
+        return HKDFExpand(self._hash, length, info).derive(self._secret)
+
+    def record(self) -> bytes:
+        """The next one; the first of a fresh key each, so that its number is 0."""
+        update_and_type = bytes([24, 0, 0, 1, 1]) + bytes([22])
+        header = bytes([23, 3, 3]) + (len(update_and_type) + 16).to_bytes(2, "big")
+        cipher = self._cipher(self._expand("key", self._key_bytes))
+        sealed = cipher.encrypt(self._expand("iv", 12), update_and_type, header)
+        self._secret = self._expand("traffic upd", self._hash.digest_size)
+        return header + sealed
+
+
+def test_client_that_asks_for_new_keys_without_end_and_reads_nothing_is_not_read_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbdserver.tls_relay.UNSENT_BYTES_MAX", 4096)
+
+    async def script() -> None:
+        loop = asyncio.get_running_loop()
+        relayed = Relayed(folder)
+        relayed._context.keylog_filename = str(tmp_path / "keys")
+        end = await relayed.begin()
+        cipher = end.session.cipher()
+        assert cipher is not None
+        updates = KeyUpdates(tmp_path / "keys", cipher[0])
+        relayed.near.setblocking(False)
+        for side in (relayed.near, relayed.relay._client):
+            side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        flood = b"".join(updates.record() for _ in range(3000))
+        sending = asyncio.create_task(loop.sock_sendall(relayed.near, flood))
+        await eventually(lambda: len(relayed.relay._to_client) > 4096, "its answers pile up")
+        for _ in range(500):
+            await asyncio.sleep(0)
+        # What one receive asked for may come on top.
+        assert len(relayed.relay._to_client) < len(flood) / 2
+        assert not sending.done()
+        answers = asyncio.create_task(_read_all(relayed.near))
+        await sending
+        assert relayed.ended == 0, "who reads his answers may ask on"
+        answers.cancel()
+        await asyncio.gather(answers, return_exceptions=True)
+        relayed.relay.close()
+        relayed.close()
+
+    play(script)
+
+
+async def _read_all(sock: socket.socket) -> None:
+    while await asyncio.get_running_loop().sock_recv(sock, 1 << 20):
+        pass
 
 
 def test_error_of_ours_ends_one_client_and_is_loud(
