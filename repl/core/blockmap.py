@@ -177,8 +177,9 @@ class BlockMap:
         """
         end = offset + length
         assert offset >= 0 and length > 0 and end <= self.size_bytes
-        for first, last in self._joined_runs(offset >> self.block_shift):
-            start, stop = first << self.block_shift, last << self.block_shift
+        shift = self.block_shift
+        for first, last in self._joined_runs(offset >> shift, ((end - 1) >> shift) + 1):
+            start, stop = first << shift, last << shift
             if start >= end:
                 break
             if start > offset:
@@ -189,32 +190,40 @@ class BlockMap:
         if offset < end:
             yield end - offset, False
 
-    def _joined_runs(self, start: int) -> Iterator[tuple[int, int]]:
-        """Yield the runs of set blocks from `start` on in ascending order, across page borders."""
+    def _joined_runs(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the runs of set blocks from `start` on in ascending order, across page borders.
+
+        No page behind the block `end` is looked at: a run is told at least as far as there.
+        """
         bits_per_page = self.page_bytes * 8
-        joined: tuple[int, int] | None = None
-        for page_no in sorted(self._pages):
-            base = page_no * bits_per_page
-            if base + bits_per_page <= start:
+        joined_first = joined_last = -1
+        for page_no in range(start // bits_per_page, (end - 1) // bits_per_page + 1):
+            if page_no not in self._pages:
                 continue
-            skipped = max(start - base, 0)
-            number = int.from_bytes(self._pages[page_no], "little") >> skipped
-            position = base + skipped
-            while number:
-                zeroes = (number & -number).bit_length() - 1
-                number >>= zeroes
-                ones = (~number & (number + 1)).bit_length() - 1
-                first = position + zeroes
-                if joined is not None and joined[1] == first:
-                    joined = joined[0], first + ones
-                else:
-                    if joined is not None:
-                        yield joined
-                    joined = first, first + ones
-                number >>= ones
-                position = first + ones
-        if joined is not None:
-            yield joined
+            for first, last in self._runs_in_page(page_no, start):
+                if first != joined_last:
+                    if joined_last >= 0:
+                        yield joined_first, joined_last
+                    joined_first = first
+                joined_last = last
+        if joined_last >= 0:
+            yield joined_first, joined_last
+
+    def _runs_in_page(self, page_no: int, start: int) -> Iterator[tuple[int, int]]:
+        """Yield the runs of one page's set blocks from the block `start` on."""
+        base = page_no * self.page_bytes * 8
+        if self._in_page[page_no] == self.page_bytes * 8:
+            yield max(start, base), base + self.page_bytes * 8
+            return
+        # Clients have this done many times a turn, and text is searched faster than bits.
+        digits = f"{int.from_bytes(self._pages[page_no], 'little'):b}"[::-1]
+        first = digits.find("1", max(start - base, 0))
+        while first >= 0:
+            last = digits.find("0", first)
+            if last < 0:
+                last = len(digits)
+            yield base + first, base + last
+            first = digits.find("1", last)
 
     def merge(self, other: BlockMap) -> int:
         """Set every byte range that is set in `other` (of any granularity); return new bits."""

@@ -26,8 +26,9 @@ from repl.store.iothreads import IoThreads
 
 OUT_OF_SYNC_PREFIX = "x-repl:out-of-sync:"
 STATE_OUT_OF_SYNC = 1
-#: Extents of a dirty map in one answer; they are counted inside the turn.
-OUT_OF_SYNC_EXTENTS_MAX = 1024
+#: Extents of a dirty map in one answer. They are found inside the turn, in which a client may ask
+#: as often as it may have requests in flight.
+OUT_OF_SYNC_EXTENTS_MAX = 256
 
 
 def contexts_of(peers: Iterable[str]) -> tuple[str, ...]:

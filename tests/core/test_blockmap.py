@@ -205,3 +205,12 @@ def test_a_cut_short_last_block_counts_for_what_it_has() -> None:
 def test_marking_beyond_the_end_is_our_bug() -> None:
     with pytest.raises(AssertionError):
         BlockMap(4096, 12, 4032).mark(4096, 1)
+
+
+def test_extents_of_a_range_look_at_no_page_behind_it() -> None:
+    bitmap = BlockMap(MAX_BYTES, 0, PAGE_BYTES)
+    bitmap.mark_all()
+    del bitmap._in_page[2]
+    assert list(bitmap.extents(3, 2 * PAGE_BITS - 3)) == [(2 * PAGE_BITS - 3, True)]
+    with pytest.raises(KeyError):
+        list(bitmap.extents(3, 2 * PAGE_BITS - 2))
