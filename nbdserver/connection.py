@@ -309,11 +309,15 @@ class Connection(AnsweringHalf):
         """Read on, take more of what is buffered, or wait until something is answered."""
         if self._closed:
             return
-        reader, limits = self._reader, self._limits
+        reader, limits, budget = self._reader, self._limits, self._budget
+        if self._writing:
+            # Nobody reserved bytes for the answers to statuses and to what was refused.
+            self._recharge()
         blocked = (
             (self.requests_in_flight >= limits.in_flight_requests and "in_flight_requests")
             or (self.bytes_in_flight >= limits.in_flight_bytes and "in_flight_bytes")
             or (self._replies.unsent_bytes > limits.unsent_bytes and "unsent_bytes")
+            or (self._writing and budget.used_bytes > budget.limit_bytes and "total_bytes")
         )
         if reader.stopped_early or blocked or self._leftover:
             self._read_off()

@@ -13,6 +13,7 @@ from nbdserver.buffers import ByteBudget
 from nbdserver.connection import State
 from nbdserver.errors import LocalError
 from nbdserver.limits import Limits
+from nbdserver.terms import ReplyStyle, Terms
 from tests.nbdserver.conftest import Run
 from tests.nbdserver.held_backend import EXPORT, MIB, Served
 from tests.nbdserver.wire import disc, eventually, read, request, write
@@ -110,6 +111,26 @@ def test_client_that_takes_no_replies_is_not_read_any_further(run: Run) -> None:
         assert await served.client.reply() == (0, count)
         assert served.connection.bytes_read == count * MIB + 1
         served.connection.abandon()
+        served.assert_ended_once()
+
+    run(scenario())
+
+
+def test_client_that_takes_no_replies_is_read_no_further_than_the_budget_of_all(run: Run) -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(1 << 20)
+        served = Served(budget=budget, terms=Terms(ReplyStyle.STRUCTURED))
+        requests = 60_000
+        flood = request(99, 0, 1) * requests + disc()
+        sending = asyncio.create_task(served.client.send(flood))
+        await eventually(lambda: budget.used_bytes > budget.limit_bytes, "the budget is spent")
+        for _ in range(300):
+            await asyncio.sleep(0)
+        assert served.connection.unsent_bytes < budget.limit_bytes + 64 * 1024
+        assert not served.connection.closed
+        received = await served.client.read_to_end()
+        assert received.count(b"command 99 is not") == requests, "who takes them is read on"
+        await sending
         served.assert_ended_once()
 
     run(scenario())
