@@ -13,6 +13,7 @@ import socket
 import stat
 from pathlib import Path
 
+from nbdserver.crowd import origin_of
 from nbdserver.errors import ListenError
 from nbdserver.limits import Limits
 
@@ -124,6 +125,16 @@ def client_address(sock: socket.socket) -> str:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return f"unix pid {int.from_bytes(credentials[:4], 'little')}"
     return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+
+
+def client_origin(sock: socket.socket) -> str:
+    """Where the other end comes from, as a `Crowd` counts."""
+    if sock.family == socket.AF_UNIX:
+        return client_address(sock)
+    try:
+        return origin_of(sock.getpeername()[0])
+    except OSError:
+        return "gone"
 
 
 def _bind_with_mode(sock: socket.socket, path: Path, mode: int) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 from nbdserver.admission import Credentials, TlsMode
 from nbdserver.client_log import client_log
 from nbdserver.counters import HandshakeCounters
-from nbdserver.crowd import Crowd, origin_of
+from nbdserver.crowd import Crowd
 from nbdserver.errors import ClientError, HandshakeLimit
 from nbdserver.export import ExportInfo, Refusal
 from nbdserver.handshake import Agreed, Ended, ExportAsked, Handshake, ListAsked, State, TlsAsked
@@ -36,6 +36,7 @@ from nbdserver.limits import Limits
 from nbdserver.listening import (
     UNIX_SOCKET_MODE,
     client_address,
+    client_origin,
     listen_on_tcp,
     listen_on_unix,
     prepare_client_socket,
@@ -253,7 +254,7 @@ class _Negotiation:
         self.sock = sock
         self.wire: socket.socket | None = None
         self.peer_name = peer_name
-        self.origin = _origin_of(sock, peer_name)
+        self.origin = client_origin(sock)
         self.task: asyncio.Task[None] | None = None
         self.begun = False
         local = sock.family == socket.AF_UNIX
@@ -401,13 +402,3 @@ class _Negotiation:
             done = await step
         self._left_s -= self._loop.time() - begun_s
         return done
-
-
-def _origin_of(sock: socket.socket, peer_name: str) -> str:
-    """Where a client comes from, as `Crowd` counts."""
-    if sock.family == socket.AF_UNIX:
-        return peer_name
-    try:
-        return origin_of(sock.getpeername()[0])
-    except OSError:
-        return "gone"

@@ -1,7 +1,7 @@
 """TLS handshakes with the peer of one volume: for the dialer, and for accepted connections.
 
 A connection that exists goes on until a new one has shown who it is. Owns accepted sockets until
-then, and never more than a few of them.
+then, and never more than a few of them: silent ones make way, so that they keep no peer out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from nbdserver.crowd import Crowd
+from nbdserver.listening import client_origin
 from repl.link.tls import TlsFailure, TlsSocket, secure
 from repl.tls_files import TlsFiles
 
@@ -36,6 +38,7 @@ class PeerTls:
         self._accepted = accepted
         self._refused = refused
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._crowd: Crowd[asyncio.Task[None]] = Crowd(HANDSHAKES_MAX)
 
     async def encrypt(self, sock: socket.socket) -> TlsSocket:
         """Shake hands on a socket that this node dialled. Raises TlsFailure, OSError."""
@@ -43,14 +46,15 @@ class PeerTls:
 
     def take(self, sock: socket.socket) -> None:
         """Shake hands on an accepted socket, then hand it to `accepted`."""
-        if len(self._handshakes) >= HANDSHAKES_MAX:
-            sock.close()
-            self._refused(f"more than {HANDSHAKES_MAX} TLS handshakes were going on at once")
-            return
         task = self._loop.create_task(self._shake_hands(sock))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
+        task.add_done_callback(self._crowd.leave)
         task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
+        goes = self._crowd.enter(task, client_origin(sock), self._loop.time())
+        if goes is not None:
+            goes.cancel()
+            self._refused(f"more than {HANDSHAKES_MAX} TLS handshakes were going on at once")
 
     def close(self) -> None:
         """Give up all handshakes that are going on."""
