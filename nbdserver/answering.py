@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 from nbdserver.buffers import ByteBudget, Chunk
@@ -162,6 +163,6 @@ class AnsweringHalf(ClientSocket):
         if self._counters is not None:
             self._counters.limits[limit] += 1
 
+    @abstractmethod
     def _idle(self) -> None:
         """The connection is closed and its last request is done."""
-        raise NotImplementedError

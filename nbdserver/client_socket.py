@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from abc import ABC, abstractmethod
 from typing import Final
 
 from nbdserver.replies import ReplyQueue
@@ -18,7 +19,7 @@ LAST_LOOK_BYTES: Final = 64 << 10  # read and thrown away before closing
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
-class ClientSocket:
+class ClientSocket(ABC):
     """Base of `Connection`, which implements the two callbacks. The socket becomes its own."""
 
     __slots__ = (
@@ -50,11 +51,13 @@ class ClientSocket:
         self._replies = replies
         self._reading = self._writing = False
 
+    @abstractmethod
     def _on_readable(self) -> None:
-        raise NotImplementedError
+        """The loop's callback."""
 
+    @abstractmethod
     def _on_writable(self) -> None:
-        raise NotImplementedError
+        """The loop's callback."""
 
     @property
     def unsent_bytes(self) -> int:
