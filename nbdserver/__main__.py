@@ -13,12 +13,13 @@ import errno
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -215,6 +216,13 @@ async def serve(settings: Settings) -> None:
         await service.drain()
 
 
+def raise_descriptor_limit() -> None:
+    """As many as this process may have: what bounds clients are the limits, by their names."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
     """uvloop's runner where it is installed, asyncio's otherwise."""
     try:
@@ -235,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     # A client's address and fault are logged by the package; the loop has nothing to add to it.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    raise_descriptor_limit()
     try:
         loop_runner()(serve(settings))
     except CannotServe as error:

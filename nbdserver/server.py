@@ -179,15 +179,20 @@ class Server:
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        failed = False
         while True:
             try:
                 sock, _ = await loop.sock_accept(listening)
             except ConnectionError:
                 continue  # That client was gone before it was accepted.
             except OSError as error:
-                log.error("cannot accept a client: %s", error.strerror)
+                if not failed:
+                    # Once, however long it lasts, because clients can make it last.
+                    log.error("cannot accept a client: %s", error.strerror)
+                failed = True
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
+            failed = False
             self.counters.accepted += 1
             negotiation = _Negotiation(self, sock, client_address(sock))
             # Counted here and not in the task, so that a burst of clients cannot pass the limit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -265,3 +266,8 @@ def test_sockets_meant_for_another_process_are_not_served(disk: Path) -> None:
     )
     assert done.returncode == 8
     assert "for another process" in done.stderr
+
+
+def test_descriptors_are_no_tighter_limit_than_those_with_names(server: ServerProcess) -> None:
+    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard

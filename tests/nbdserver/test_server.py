@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -320,6 +322,39 @@ def test_noise_is_dropped_with_one_line_and_others_go_on(
     with caplog.at_level(logging.INFO):
         run(scenario())
     assert len([each for each in caplog.records if each.name == "nbdserver"]) == 1
+
+
+def test_want_of_descriptors_is_said_once_and_ridden_over(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbdserver.server.ACCEPT_RETRY_S", 0.01)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        front = Front(tmp_path)
+        await asyncio.sleep(0)
+        early = await front.client()
+        await early.receive(GREETING_BYTES)
+        used = len(os.listdir("/proc/self/fd"))
+        kept = resource.getrlimit(resource.RLIMIT_NOFILE)
+        client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(used, client.fileno()), kept[1]))
+        try:
+            await loop.sock_connect(client, str(front.path))
+            await eventually(lambda: "cannot accept" in caplog.text, "there is none for it")
+            later_s = loop.time() + 0.1
+            await eventually(lambda: loop.time() > later_s, "it is tried again and again")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, kept)
+        waiting = LoopClient(client)
+        assert len(await waiting.receive(GREETING_BYTES)) == GREETING_BYTES
+        for each in (early, waiting):
+            each.close()
+        await front.stop()
+
+    run(scenario())
+    assert caplog.text.count("cannot accept a client: Too many open files") == 1
 
 
 def test_bug_in_the_lookup_ends_one_client_and_is_loud(run: Run, tmp_path: Path) -> None:
