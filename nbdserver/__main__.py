@@ -138,6 +138,10 @@ def _after_no_listener(error: ListenError) -> tuple[str, int]:
     number = cause.errno if isinstance(cause, OSError) else None
     if isinstance(cause, socket.gaierror) or number == errno.EADDRNOTAVAIL:
         return "name an address of this machine: `ip address` shows them", EXIT_CANNOT_SERVE
+    if number == errno.ENAMETOOLONG:
+        return "choose a shorter path for --socket", EXIT_CANNOT_SERVE
+    if number == errno.ENOTSOCK:
+        return "remove that file, or choose another --socket", EXIT_CANNOT_SERVE
     if number in (errno.ENOENT, errno.ENOTDIR):
         return "create the folder of the socket, or choose another one", EXIT_CANNOT_SERVE
     if number in (errno.EACCES, errno.EPERM):

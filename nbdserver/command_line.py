@@ -285,6 +285,8 @@ def parse_arguments(
     if len(set(names)) < len(names):
         parser.error("two exports have one name; write NAME=FILE")
     for text in (parsed.description, *names):
+        if any("\udc80" <= each <= "\udcff" for each in text):
+            parser.error(f"names and --description are UTF-8, which {text!a} is not")
         if len(text.encode(errors="surrogateescape")) > STRING_BYTES_MAX:
             parser.error(f"--name and --description have up to {STRING_BYTES_MAX} bytes")
     try:

@@ -70,7 +70,9 @@ def _watch_for_half_open(sock: socket.socket, after_s: float) -> None:
 def listen_on_unix(path: Path, mode: int = UNIX_SOCKET_MODE) -> socket.socket:
     """A listening socket at `path`, in place of a stale one. Raises ListenError."""
     if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
-        raise ListenError(str(path), f"the path is over {UNIX_PATH_BYTES_MAX} bytes")
+        raise ListenError(str(path), f"the path is over {UNIX_PATH_BYTES_MAX} bytes") from OSError(
+            errno.ENAMETOOLONG, "too long"
+        )
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -154,7 +156,9 @@ def _remove_stale(path: Path) -> None:
     except OSError as error:
         raise ListenError(str(path), error.strerror or str(error)) from error
     if not stat.S_ISSOCK(status.st_mode):
-        raise ListenError(str(path), "a file that is not a socket is there")
+        raise ListenError(str(path), "a file that is not a socket is there") from OSError(
+            errno.ENOTSOCK, "not a socket"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         # A listener whose backlog is full must not make us wait: it is there, that is enough.
         probe.setblocking(False)
