@@ -16,8 +16,17 @@ import pytest
 
 from tests.daemon import MIB, wait_for
 from tests.interop.conftest import Connect, Tool
-from tests.interop.targets import SIZE_BYTES, FileTarget, Target, listens, qemu_name, qemu_objects
+from tests.interop.targets import (
+    SIZE_BYTES,
+    FileTarget,
+    PairTarget,
+    Target,
+    listens,
+    qemu_name,
+    qemu_objects,
+)
 from tests.interop.test_tools import image
+from tests.pair import Pair
 
 __all__ = ["image"]
 
@@ -173,6 +182,45 @@ def test_storage_daemon_rides_over_the_death_of_tls_processes(
     ride_over(kill_all, 4, served_tls_file, connect, tmp_path)
 
 
+class Floating(PairTarget):
+    """The primary of two nodes under an address that goes to the other node when it dies."""
+
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        super().__init__(pair)
+        self._address = folder / "service.sock"
+        self._address.symlink_to(self.node.nbd_socket)
+
+    @property
+    def path(self) -> Path:
+        return self._address
+
+    def fail_over(self) -> None:
+        """SIGKILL of the primary; the other node takes over and gets the address."""
+        dead, self.node = self.node, self.pair.other(self.node)
+        dead.kill()
+        self.node.wait_volume(
+            lambda v: v["peers"][0]["connection_state"] != "connected", "has noticed the loss"
+        )
+        self.node.promote("r0", "--peer-dead", dead.name)
+        self.node.wait_primary()
+        moved = self._address.with_suffix(".next")
+        moved.symlink_to(self.node.nbd_socket)
+        moved.replace(self._address)
+        dead.start()
+        self.pair.wait_in_sync()
+
+
+@pytest.mark.slow
+def test_storage_daemon_rides_over_failovers_to_the_other_node(
+    connect: Connect, tmp_path: Path
+) -> None:
+    with Pair.make() as pair:
+        pair.start_in_sync(primary=pair.alpha)
+        export = Floating(pair, tmp_path)
+        ride_over(export.fail_over, 2, export, connect, tmp_path)
+        export.settle()
+
+
 def ride_over(
     strike: Callable[[], None], times: int, export: Target, connect: Connect, folder: Path
 ) -> None:
@@ -180,6 +228,8 @@ def ride_over(
     block = 64 * KIB
     blocks = SIZE_BYTES // block
     written: dict[int, int] = {}
+    #: Every block that was written, as often as it was.
+    answered: list[int] = []
     stop = threading.Event()
     failures: list[BaseException] = []
 
@@ -193,6 +243,7 @@ def ride_over(
                 number = chance.randrange(blocks)
                 handle.pwrite(bytes([version % 251]) * block, number * block)
                 written[number] = version % 251
+                answered.append(number)
         except BaseException as error:  # shown by the test, which waits for progress
             failures.append(error)
 
@@ -201,11 +252,11 @@ def ride_over(
         writer.start()
         try:
             for _ in range(times):
-                seen = len(written)
-                wait_for(lambda seen=seen: failures or len(written) > seen + 20, what="it writes")  # type: ignore[misc]
+                seen = len(answered)
+                wait_for(lambda seen=seen: failures or len(answered) > seen + 20, what="it writes")  # type: ignore[misc]
                 strike()
-            seen = len(written)
-            wait_for(lambda: failures or len(written) > seen + 20, what="it writes again")
+            seen = len(answered)
+            wait_for(lambda: failures or len(answered) > seen + 20, what="it writes again")
         finally:
             stop.set()
             writer.join()
