@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from repl.tls_files import TlsFiles, fingerprint_of, make_context
 RECEIVE_BYTES = 256 << 10
 #: Plaintext that is encrypted at once; a longer batch goes in several rounds.
 ENCRYPT_BYTES_MAX = 1 << 20
+#: What TLS itself has to say goes with the next batch: answers to a peer that asks for new keys.
+OWN_BYTES_MAX = 1 << 20
 
 
 class TlsFailure(Exception):
@@ -85,6 +88,8 @@ class TlsSocket:
 
     def recv_into(self, room: memoryview) -> int:
         """Fill `room` as far as there is plaintext. Raises BlockingIOError, OSError."""
+        if self._to_send.pending > OWN_BYTES_MAX:
+            raise OSError(errno.EPROTO, "the peer asks for new keys without end")
         count = self._decrypt(room)
         if count or self._received.eof:
             return count

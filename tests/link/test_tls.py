@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from repl.link.connection import PeerConnection
 from repl.link.preamble import encode_refusal
 from repl.link.tls import TlsFailure, TlsSocket, secure
 from repl.tls_files import TlsFiles, fingerprint_of, make_context
+from tests.key_updates import KeyUpdates
 
 DEADLINE_S = 20.0
 
@@ -233,5 +236,41 @@ def test_a_server_that_gets_anything_but_tls_says_so(folder: Path) -> None:
         with pytest.raises(TlsFailure, match="closed the connection"):
             await secure(loop, far, files(folder, "beta"), "alpha", "", server=True)
         far.close()
+
+    play(script)
+
+
+def test_peer_that_asks_for_new_keys_without_end_is_dropped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repl.link.tls.OWN_BYTES_MAX", 2000)
+
+    def logging_context(of: TlsFiles, *, server: bool) -> ssl.SSLContext:
+        context = make_context(of, server=server)
+        if not server:
+            context.keylog_filename = str(tmp_path / "keys")
+        return context
+
+    monkeypatch.setattr("repl.link.tls.make_context", logging_context)
+
+    async def script() -> None:
+        near, far = await shake(files(folder, "alpha"), files(folder, "beta"))
+        assert isinstance(near, TlsSocket)
+        assert isinstance(far, TlsSocket)
+        cipher = near._session.cipher()
+        assert cipher is not None
+        updates = KeyUpdates(tmp_path / "keys", cipher[0])
+        room = memoryview(bytearray(1000))
+
+        def flood() -> None:
+            for _ in range(200):
+                near._sock.sendall(updates.record())
+                with contextlib.suppress(BlockingIOError):
+                    far.recv_into(room)
+
+        with pytest.raises(OSError, match="new keys without end"):
+            flood()
+        for end in (near, far):
+            end.close()
 
     play(script)
