@@ -42,6 +42,9 @@ class Proxy:
         self._loop = loop
         self._channel = channel
         self._relays: set[Relay] = set()
+        #: Made of files that looked like that. Reading them costs more than a handshake does.
+        self._context: ssl.SSLContext | None = None
+        self._context_of: list[tuple[int, int, int, int]] = []
         self._ending = False
         self.finished: asyncio.Future[None] = loop.create_future()
         channel.setblocking(False)
@@ -63,8 +66,7 @@ class Proxy:
 
     def _take(self, number: int, client: socket.socket) -> None:
         try:
-            # Anew for each client, so that renewed certificates are used without a restart.
-            context = server_context(self._files)
+            context = self._fresh_context()
         except OSError as error:
             client.close()
             self._answer({"number": number, "error": f"no certificate: {reason_of(error)}"})
@@ -80,6 +82,17 @@ class Proxy:
         relay = Relay(self._loop, client, context, shaken, self._ended)
         deadline = self._loop.call_later(self._handshake_s, relay.close, "it took too long")
         self._relays.add(relay)
+
+    def _fresh_context(self) -> ssl.SSLContext:
+        """Of the files as they are now, so that renewed certificates are used without a restart.
+        Raises OSError."""
+        paths = filter(None, (self._files.certificate, self._files.key, self._files.authority))
+        found = [os.stat(path) for path in paths]
+        seen = [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
+        if self._context is None or seen != self._context_of:
+            # Looked at before it is read, so that what changes meanwhile is read again.
+            self._context, self._context_of = server_context(self._files), seen
+        return self._context
 
     def _begin(self, number: int, relay: Relay) -> None:
         """Give the server its end. Whatever fails, an answer is given: without one the server

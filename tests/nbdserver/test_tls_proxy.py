@@ -184,6 +184,7 @@ def test_missing_certificate_is_the_reason_and_a_new_one_is_used_at_once(
         copied = make_certificates(tmp_path / "own", "server")
         kept = (copied / "server.crt").read_bytes()
         async with proxies(copied) as (one, _):
+            await works(copied, one)
             (copied / "server.crt").unlink()
             async with Call(copied) as call:
                 with pytest.raises(TlsRefused, match="no certificate: No such file"):
