@@ -178,6 +178,7 @@ class Changes:
             volume.intents.clear_suspects()
             volume.change_facts(cache_lost=False, crashed=False, outdated=False)
             volume.commits.empty(MapName.DIRTY, session.name)
+            volume.writes.sync_first.pop(session.name, None)
             session.probation.joined(volume.now)
             session.established()
             session.clear_intents_there(session.durable_seq)

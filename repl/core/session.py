@@ -189,7 +189,7 @@ class Session:
         volume = self.volume
         was, progress = self.phase, self.progress
         self.move(Phase.DOWN)
-        volume.writes.sync_first.discard(self.name)
+        volume.writes.sync_first.pop(self.name, None)
         if was in (Phase.ESTABLISHED, Phase.JOINING):
             self.down_since_s = volume.now
         dirty = volume.maps.dirty[self.name]
@@ -430,6 +430,8 @@ class Session:
             raise PeerError(f"ACK: {applied}/{durable} does not follow from what was sent")
         if applied > self.acked_seq:
             self.acked_seq = applied
+            if self.volume.writes.sync_first:
+                self.volume.writes.applied_there(self.name, applied)
             left = applied < self.sent_seq
             self.live.unapplied_since_s = self.volume.now if left else None
             awaiting, one_done = self.awaiting, self.volume.writes.one_done
@@ -488,7 +490,6 @@ class Session:
     def established(self) -> None:
         """Both copies are equal and both sides have stored it."""
         self.move(Phase.ESTABLISHED)
-        self.volume.writes.sync_first.discard(self.name)
         chronicle.in_sync(self)
         self.source = None
         self.confirmed = True

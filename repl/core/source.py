@@ -20,7 +20,7 @@ from repl.core.handshake import Action
 from repl.core.outbox import MapName
 from repl.core.states import Phase
 from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, Fields, PeerError, Type
-from repl.core.writes import Reservation, send_zeroes
+from repl.core.writes import END_NOT_TOLD, Reservation, send_zeroes
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -128,8 +128,9 @@ class Source:
         self.total_bytes = self._dirty.set_bytes
         self._working = True
         session.progress.begin(volume.now)
-        if session.is_member and their_hello.cache_lost:
-            volume.writes.sync_first.add(session.name)
+        half_copied = self.action is not Action.SETTLE_SOURCE
+        if session.is_member and (their_hello.cache_lost or half_copied):
+            volume.writes.sync_first[session.name] = END_NOT_TOLD
         session.move(Phase.SOURCE)
         volume.send_status()
         if self.total_bytes:
@@ -381,7 +382,11 @@ class Source:
         volume.commits.request(self._settle_stored)
 
     def _settle_stored(self) -> None:
-        if self._session.source is self and self._session.phase is Phase.JOINING:
-            self._session.send(Type.SETTLED)
-            self._session.established()
-            self._session.clear_intents_there(self._target_durable)
+        session, sync_first = self._session, self._volume.writes.sync_first
+        if session.source is self and session.phase is Phase.JOINING:
+            session.send(Type.SETTLED)
+            if session.name in sync_first:
+                # It is not stored there yet; what is sent from now on is applied after that.
+                sync_first[session.name] = session.sent_seq
+            session.established()
+            session.clear_intents_there(self._target_durable)

@@ -29,6 +29,10 @@ _WRITE = WriteKind.WRITE
 _WRITE_FRAME = Type.WRITE
 
 
+#: Behind every frame: the peer has not been told the end of its copy yet.
+END_NOT_TOLD = 1 << 62
+
+
 class Write:
     """One client write in flight. `waiting` counts the copies that have not applied it yet."""
 
@@ -110,9 +114,11 @@ class ClientWrites:
         #: Writes that overlap one in flight or an earlier one here.
         self._blocked: list[Write | Reservation] = []
         self._unanswered: list[Op] = []
-        #: Members being settled from here after a loss of power: until that ends, a loss of power
-        #: here would make this copy the source again, so that only what is durable here survives.
-        self.sync_first: set[str] = set()
+        #: Members whose copy would give way to this one if power were lost here now, since they
+        #: lost power themselves or are half copied: only what is durable here survives that. By
+        #: name, the number of the frame behind which the peer applies nothing before it has stored
+        #: the end of it.
+        self.sync_first: dict[str, int] = {}
         self._flushes: dict[Op, None] = {}
         #: Abandoned writes that the local disk still works on.
         self._abandoned: set[Op] = set()
@@ -265,6 +271,11 @@ class ClientWrites:
         self._applying.pop(op, None)
         self._volume.syncs.unsynced_bytes += write.length
         self.one_done(write)
+
+    def applied_there(self, peer: str, seq: int) -> None:
+        """The peer has applied all up to this frame: it may have stored that its copy is whole."""
+        if seq > self.sync_first.get(peer, seq):
+            del self.sync_first[peer]
 
     def never_done(self, ops: list[Op]) -> None:
         """These were abandoned before the local disk was asked for them."""
