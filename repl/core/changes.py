@@ -161,7 +161,9 @@ class Changes:
             "lineage": [hellos.generation_to_json(entry) for entry in facts.lineage],
         }
         session.confirmed = False
-        session.live.unconfirmed_since_s = self._volume.now
+        if session.node_id in facts.generation.members:
+            # A target that is no member takes note of it, and has nothing to confirm.
+            session.live.unconfirmed_since_s = self._volume.now
         session.send_control(Type.GENERATION, body)
 
     def confirmed(self, session: Session, generation_id: int) -> None:
