@@ -85,8 +85,10 @@ class Changes:
         absent = [s for s in volume.member_sessions() if s in lost or not s.connected]
         gone = {session.node_id for session in absent}
         members = tuple(m for m in volume.facts.generation.members if m not in gone)
-        # Looked at now: the clients that waited when this began may have been closed since.
-        answered = agreed or any(session.client_waits for session in absent)
+        # Looked at now: the clients that waited when this began may have been closed since, and
+        # nobody is answered as long as this node does not know whether it was superseded.
+        waits = any(session.client_waits for session in absent) and not volume.absence.doubtful
+        answered = agreed or waits
         self._extend(members, volume.facts.node_id, Origin.ALONE, permit, answered)
         volume.commits.request(lambda: self._lose_stored(absent), with_maps=True)
 

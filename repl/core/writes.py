@@ -374,7 +374,9 @@ class ClientWrites:
             self._volume.outbox.replies.append(op)
             return
         self._unanswered.append(op)
-        if len(self._unanswered) == 1:
+        if len(self._unanswered) == 1 and not self._volume.absence.doubtful:
+            # Else `answer_waiting` does it: a generation that was superseded meanwhile has to give
+            # way as one that answered nobody.
             self.mark_answered()
 
     def _may_answer(self) -> bool:
