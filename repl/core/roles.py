@@ -20,6 +20,7 @@ from repl.core.wire import Fields, PeerError, Type
 from repl.core.writes import Waiter
 
 if TYPE_CHECKING:
+    from repl.core.full_compare import Comparison
     from repl.core.session import Session
     from repl.core.volume import Volume
 
@@ -31,6 +32,7 @@ class Task(enum.Enum):
     PROMOTING = "becoming primary"
     DEMOTING = "demoting"
     LEAVING = "leaving"
+    COMPARING = "giving up its copy for a full comparison"
 
 
 class Roles:
@@ -53,6 +55,13 @@ class Roles:
         self._granted: Callable[[], None] | None = None
         #: The peer to whose promotion this node agreed, until its generation comes.
         self._agreed: Session | None = None
+        #: The order to compare the whole copy, until its claim is given up.
+        self._comparison: Comparison | None = None
+
+    @property
+    def agreed(self) -> bool:
+        """Whether this node agreed to a promotion of which it has not heard more."""
+        return self._agreed is not None
 
     @property
     def busy(self) -> bool:
@@ -130,7 +139,9 @@ class Roles:
             return f"{volume.node} has not finished the handshake"
         if self.task is Task.ASKING and volume.facts.node_id < session.node_id:
             return f"{volume.node} is being promoted itself"
-        if self.task in (Task.PROMOTING, Task.DEMOTING, Task.LEAVING):
+        standing_back = self._comparison is not None and self._comparison.stands_back
+        if standing_back or self.task in (Task.PROMOTING, Task.DEMOTING, Task.LEAVING):
+            assert self.task is not None
             return f"{volume.node} is {self.task.value}"
         stored = volume.commits.stored
         if session.phase is Phase.ESTABLISHED and stored.generation.id != generation_id:
@@ -313,6 +324,8 @@ class Roles:
     def leave(self, number: int) -> None:
         """Hand over what can be handed over, so that the other side needs no vouching."""
         volume = self._volume
+        if self.task is Task.COMPARING:
+            self._fail_task(f"{volume.node} is being stopped")
         if self.task is not None:
             self._leave_number = number
             return
@@ -336,10 +349,16 @@ class Roles:
             self._left()
             return
         session = members[0]
+        self._step = lambda: self._await_left(session)
+        self.release_to(session, compares=False)
+
+    def release_to(self, session: Session, *, compares: bool) -> None:
+        """Store that this node will not be promoted without contact, then tell the peer; `compares`
+        if it does so for a comparison of its whole copy."""
+        volume = self._volume
         behind_primary = session.peer_status.get("role") == "primary"
         volume.change_facts(released=True, is_primary=False, outdated=behind_primary)
-        self._step = lambda: self._await_left(session)
-        body = {"outdated": behind_primary}
+        body = {"outdated": behind_primary, "compares": compares}
         leave = session.on_this_connection(lambda: session.send_control(Type.LEAVE, body))
         volume.commits.request(leave)
 
@@ -353,6 +372,8 @@ class Roles:
             session.drop("the local copy failed")
         elif self.task is Task.LEAVING:
             self._left()
+        elif self._comparison is not None and self._comparison.stands_back:
+            self._comparison.stored_there(session)
         else:
             raise PeerError("LEAVE_STORED: this node is not leaving")
 
@@ -363,7 +384,8 @@ class Roles:
             self._volume.answer(number, granted("left"))
 
     def on_leave(self, session: Session, fields: Fields) -> None:
-        """The peer stops: it has stored that it will not be promoted without contact."""
+        """The peer stops, or gives up its copy for a comparison: it has stored that it will not be
+        promoted without contact. It goes only when all that it may hold is durable here."""
         volume = self._volume
         # An older version does not say so: it is taken for one that cannot be vouched for.
         outdated = fields.flag("outdated") if fields.has("outdated") else True
@@ -374,12 +396,34 @@ class Roles:
             if not facts.released or release_winner(facts, session.node_id) == facts.node_id:
                 volume.change_facts(holds_release=True)
             stored = session.on_this_connection(lambda: session.send(Type.LEAVE_STORED))
-            volume.commits.request(stored)
+            volume.commits.request(lambda: volume.syncs.request(stored))
+            if self.task is Task.COMPARING:
+                # Both copies must not be given up, and two orders may have crossed.
+                self._fail_task(f"{session.name} is leaving, or was told the same at once")
+                session.drop("both nodes stand back for each other")
         elif not volume.changes.busy:
             # The end of the connection is the answer: the other side has stored its part. One that
             # did not know yet that this node is primary can still be vouched for, and then a
             # generation that answered nobody must give way.
-            volume.changes.lose([session], f"{session.name} left cleanly", agreed=outdated)
+            compares = fields.has("compares") and fields.flag("compares")
+            why = "is to be compared as a whole" if compares else "left cleanly"
+            volume.changes.lose([session], f"{session.name} {why}", agreed=outdated)
+
+    # A comparison of the whole copy (`full_compare.py`).
+
+    def stand_back(self, number: int, comparison: Comparison) -> None:
+        """Begin: this node stands back, and then its copy gives up its claim."""
+        assert not self.busy and not self._volume.is_primary
+        self.task = Task.COMPARING
+        self._number = number
+        self._comparison = comparison
+        self._step = comparison.poll
+
+    def end_comparison(self) -> int:
+        """It has come to its end, whatever that is; return the number of the order."""
+        number, self._number = self._number, 0
+        self._end()
+        return number
 
     # Shared.
 
@@ -419,6 +463,7 @@ class Roles:
         self._step = None
         self._asked = None
         self._granted = None
+        self._comparison = None
 
 
 def release_winner(facts: Facts, peer_id: int) -> int:

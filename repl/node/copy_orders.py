@@ -72,7 +72,7 @@ async def compare(engine: Engine, args: Args) -> Ordered | Verdict:
         return Ordered.BECOME_NEW
 
     def order(number: int) -> None:
-        full_compare.give_up_claim(volume, number, source, giver(args))
+        full_compare.order(volume, number, source, giver(args))
 
     return settled(what, await ask(lambda answer: engine.ask(order, answer)))
 

@@ -113,6 +113,8 @@ class DiskWork:
         self._metadata._file = file
         if commit.facts is not None:
             self._node.world.lines.mark_begins(self._node, commit.facts)
+            if commit.facts.everything_suspect and not self._node.core.failed:
+                self._node.world.claim_given_up(self._node)
         self._node.laws.commit_begins(commit)
         self._commit_step(commit, recorder.steps, 0)
 

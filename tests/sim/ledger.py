@@ -241,10 +241,10 @@ class Ledger:
         if only_on:
             self._singly[op] = None
 
-    def durable_everywhere(self, before: int) -> None:
-        """A join or a settle ended: what was acknowledged before is durable on every member."""
-        self._make_permanent(before)
-        for op in [op for op in self._singly if op.ended is not None and op.ended < before]:
+    def durable_everywhere(self, until: int) -> None:
+        """A join or a settle ended: what was acknowledged by then is durable on every member."""
+        self._make_permanent(until + 1)
+        for op in [op for op in self._singly if op.ended is not None and op.ended <= until]:
             del self._singly[op]
             op.only_on = ""
 
@@ -254,6 +254,17 @@ class Ledger:
             if node in op.holders:
                 del self._volatile[op]
                 self._fix(op, node)
+
+    def left_to(self, heir: str, *, by: str) -> None:
+        """A node gives its copy up: what it holds is said to be durable on the heir's (the caller
+        looks whether it is). Raises `Violation` where the heir does not even hold it."""
+        for op in [op for op in (*self._volatile, *self._singly) if by in op.holders]:
+            if heir not in op.holders or op.only_on == by:
+                text = f"{by} gives up its copy; {heir} lacks {op}, which was acknowledged"
+                raise Violation(Rule.LEDGER, text)
+            if op in self._volatile:
+                del self._volatile[op]
+                self._fix(op, heir)
 
     def kept_by(self, nodes: list[str]) -> bool:
         """Whether one of these nodes' caches has all that is acknowledged and not yet durable."""

@@ -62,6 +62,9 @@ class Lines:
         """A commit of the node is durable."""
         if not after.lineage:
             return
+        if after.everything_suspect and not before.everything_suspect:
+            # By an operator's word nothing in this copy is to be relied on, or its disk failed.
+            self._world.copy_lost(node)
         # One whose mark is stored is not new, nor one that the copy goes back to.
         if after.generation.id not in {entry.id for entry in before.lineage}:
             self._generation_stored(node, after.generation)

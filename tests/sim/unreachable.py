@@ -146,9 +146,8 @@ _ONLY: tuple[tuple[tuple[Column, ...], frozenset[Row], str], ...] = (
     ),
     (
         (Event.COMPARE,),
-        _rows(_SECONDARY, Phase.ESTABLISHED),
-        "elsewhere it is refused, or may cost what was acknowledged (full_compare.py): no operator "
-        "of the simulator orders it there",
+        _rows(_SECONDARY, Phase.TARGET_STARTING) | _RECEIVERS,
+        "elsewhere it is refused (full_compare.py)",
     ),
     (
         (Type.STATUS, Type.PING, Type.PONG),
@@ -176,6 +175,11 @@ _NEVER: tuple[tuple[Iterable[Row], Iterable[Column], str], ...] = (
             Event.LEAVE,
         ),
         "no operator of the simulator gives orders to a process that he is stopping",
+    ),
+    (
+        (Task.COMPARING,),
+        (Event.CLIENT_GONE,),
+        "a secondary has no clients",
     ),
 )
 

@@ -396,15 +396,21 @@ class World:
         """`replctl resync --full` on a node whose copy may be the target."""
         core = node.core
         if not node.stopping and full_compare.judge(core, node.peer) is Ordered.GIVE_UP_CLAIM:
-            node.say("resync --full")
+            self.fault(node.name, "resync --full")
             node.note(Event.COMPARE)
-            # By his word nothing in this copy is to be relied on any more.
-            self.copy_lost(node)
+            node.admin(
+                lambda number: full_compare.order(core, number, node.peer, "uid 0"),
+                lambda _verdict: None,
+            )
 
-            def order(number: int) -> None:
-                full_compare.give_up_claim(core, number, node.peer, "uid 0")
-
-            node.admin(order, lambda _verdict: None)
+    def claim_given_up(self, node: Node) -> None:
+        """A record that may become durable from now on says that nothing of this copy, which was
+        one, is to be relied on: the other one has all that it holds, on stable storage."""
+        heir = self.other(node)
+        if node.laws.facts.inconsistent or heir.ledger is not node.ledger:
+            return
+        node.ledger.left_to(heir.name, by=node.name)
+        self.check_durable(heir)
 
     def promote(self, node: Node, request: PromoteRequest | None = None) -> list[Verdict]:
         """Ask; the list gets the verdict when there is one."""

@@ -366,6 +366,22 @@ MUTANTS: tuple[Mutant, ...] = (
         Rule.ORDER,
         *_DATA,
     ),
+    _mutant(
+        "give-up-a-copy-before-the-other-one-is-durable",
+        "repl/core/full_compare.py",
+        "if self._volume.facts.inconsistent:",
+        "if True:",
+        Rule.LEDGER,
+        near="def poll",
+    ),
+    _mutant(
+        "give-up-a-copy-as-soon-as-the-connection-ends",
+        "repl/core/full_compare.py",
+        "self._step = _Step.PARTED",
+        "self._give_up_claim()",
+        Rule.LEDGER,
+        near="def poll",
+    ),
     # The metadata file.
     _mutant(
         "overwrite-the-newest-superblock",
