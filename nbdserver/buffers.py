@@ -142,7 +142,9 @@ class ChunkPool:
         if capacity > CHUNK_BYTES_MAX:
             raise LocalError(f"asked for a chunk of {capacity} bytes")
         capacity = max(capacity, CHUNK_BYTES)
-        for index, spare in enumerate(self._spares):
+        # The one that came back last first: it is the likeliest to lie in the processor's cache.
+        for index in range(len(self._spares) - 1, -1, -1):
+            spare = self._spares[index]
             if spare.capacity >= capacity:
                 del self._spares[index]
                 self._spare_bytes -= spare.capacity

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nbdserver.allocation import cut
+from nbdserver.buffers import ByteBudget, Chunk, ChunkPool
 from nbdserver.connection import Connection
 from nbdserver.protocol import NBD_CMD_CACHE, NBD_CMD_READ
 from nbdserver.replies import Extents
@@ -21,6 +22,11 @@ from repl.store.iothreads import IoThreads
 
 #: What one CACHE reads ahead at most.
 CACHE_BYTES_MAX: Final = 64 << 20
+#: Reads from here on use a warm buffer of a pool; below, a fresh bytearray costs less.
+POOLED_READ_BYTES_MIN: Final = 64 << 10
+#: What all buffers of the pool are at most; reads beyond that get fresh ones.
+POOLED_READ_BYTES_MAX: Final = 256 << 20
+SPARE_READ_BYTES_MAX: Final = 16 << 20
 
 _Holes = list[tuple[int, int]]
 
@@ -43,6 +49,9 @@ class Reader:
         self._run_again = run_again
         self._allocation = allocation_of(backing)
         self._status = BlockStatus(volume, self._allocation, threads)
+        self._pool = ChunkPool(
+            ByteBudget(POOLED_READ_BYTES_MAX), POOLED_READ_BYTES_MAX, SPARE_READ_BYTES_MAX
+        )
 
     def forget_holes(self) -> None:
         """Where there was data there may be holes by now."""
@@ -74,38 +83,56 @@ class Reader:
                 connection.reply_sparse(request, [length])
                 answered.add(connection)
                 return
-        buffer = bytearray(length)
+        hold: Chunk | None = None
+        buffer: bytearray | memoryview
+        if length >= POOLED_READ_BYTES_MIN and (hold := self._pool.take(length)) is not None:
+            buffer = hold.view[:length]
+        else:
+            buffer = bytearray(length)
         try:
             cached = self._backing.preadv_cached(buffer, request.offset)
         except OSError as error:
+            _release(hold)
             self._could_not(request, error)
             return
         if cached:
-            _reply_data(request, buffer, holes)
+            _reply_data(request, buffer, holes, hold)
             answered.add(connection)
             return
+        self._read_in_thread(request, buffer, holes, hold)
+
+    def _read_in_thread(
+        self,
+        request: Request,
+        buffer: bytearray | memoryview,
+        holes: _Holes | None,
+        hold: Chunk | None,
+    ) -> None:
         self._threads.run(
             self._backing.preadv,
             [buffer],
             request.offset,
-            done=lambda _result, error: self._done(request, buffer, holes, error),
+            done=lambda _result, error: self._done(request, buffer, holes, hold, error),
         )
 
     def _done(
         self,
         request: Request,
-        buffer: bytearray,
+        buffer: bytearray | memoryview,
         holes: _Holes | None,
+        hold: Chunk | None,
         error: Exception | None,
     ) -> None:
         connection = request.connection
         if connection is None:
+            _release(hold)
             return
         if error is not None:
+            _release(hold)
             failure = error
             self._run_again(lambda: self._could_not(request, failure))
             return
-        _reply_data(request, buffer, holes)
+        _reply_data(request, buffer, holes, hold)
         connection.send_replies()
 
     def _could_not(self, request: Request, error: Exception) -> None:
@@ -113,13 +140,21 @@ class Reader:
         self._volume.forget(request)
 
 
-def _reply_data(request: Request, buffer: bytearray, holes: _Holes | None) -> None:
+def _reply_data(
+    request: Request, buffer: bytearray | memoryview, holes: _Holes | None, hold: Chunk | None
+) -> None:
+    """Answer; the buffer goes back to its pool when all of it was sent, or never will be."""
     connection = request.connection
     assert connection is not None
     if holes is None:
-        connection.reply(request, data=buffer)
+        connection.reply(request, 0, buffer, hold)
     else:
-        connection.reply_sparse(request, cut(memoryview(buffer), holes))
+        connection.reply_sparse(request, cut(memoryview(buffer), holes), hold)
+
+
+def _release(hold: Chunk | None) -> None:
+    if hold is not None:
+        hold.release()
 
 
 def _reply(request: Request) -> None:

@@ -75,6 +75,16 @@ def test_pool_gives_no_more_than_its_own_limit() -> None:
     assert pool.take() is chunks[0]
 
 
+def test_chunk_that_came_back_last_is_given_out_first() -> None:
+    pool = a_pool()
+    chunks = [pool.take(), pool.take(), pool.take()]
+    for chunk in chunks:
+        assert chunk is not None
+        chunk.release()
+    assert pool.take() is chunks[2]
+    assert pool.take() is chunks[1]
+
+
 def test_spares_of_one_pool_are_given_up_for_another() -> None:
     budget = ByteBudget(4 * MIB)
     hoarder = ChunkPool(budget, 128 * MIB, 4 * MIB)

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,69 @@ def test_read_that_misses_the_cache_tells_the_same(
             (2, struct.pack(">I", 32 * KIB)),
             (1, b"d" * 32 * KIB),
         ]
+        await served.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_buffer_of_a_read_is_not_filled_again_before_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """A client that takes nothing for a while: its replies wait in buffers of the pool."""
+
+    async def scenario() -> None:
+        served = await ServedEngine.primary(tmp_path)
+        client, pool = served.client(Terms()), served.engine._reader._pool
+        for number in range(8):
+            await done(client, write(number * MIB, bytes([number + 1]) * MIB))
+        if not cached:
+            monkeypatch.setattr(Backing, "preadv_cached", lambda *_: False)
+        await client.send(b"".join(read(number * MIB, MIB, number) for number in range(8)))
+        ours = served.connection
+        await eventually(lambda: ours.requests == 16 and not ours.requests_in_flight, "answered")
+        assert ours.unsent_bytes > 4 * MIB
+        assert pool.out_bytes > 4 * MIB
+        answered = set()
+        for _ in range(8):
+            _, number = await client.reply()
+            assert await client.receive(MIB) == bytes([number + 1]) * MIB
+            answered.add(number)
+        assert answered == set(range(8))
+        assert pool.out_bytes == 0
+        await served.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ending", ["gone", "failed in the turn", "failed in a thread"])
+def test_buffer_of_a_read_that_nobody_gets_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    held = threading.Event()
+
+    def failing(*_: Any) -> bool:
+        raise OSError(errno.EIO, "the disk")
+
+    async def scenario() -> None:
+        served = await ServedEngine.primary(tmp_path)
+        client, pool = served.client(Terms()), served.engine._reader._pool
+        await done(client, write(0, b"d" * MIB))
+        monkeypatch.setattr(Backing, "preadv_cached", lambda *_: False)
+        if ending == "failed in the turn":
+            monkeypatch.setattr(Backing, "preadv_cached", failing)
+        elif ending == "failed in a thread":
+            monkeypatch.setattr(Backing, "preadv", failing)
+        else:
+            monkeypatch.setattr(Backing, "preadv", lambda *_: held.wait(10))
+        await client.send(read(0, MIB))
+        await eventually(lambda: served.connection.requests == 2, "it is read")
+        if ending == "gone":
+            served.connection.abandon()
+            assert pool.out_bytes > MIB
+            held.set()
+        await eventually(lambda: served.connection.closed and not pool.out_bytes, "it is back")
+        assert await client.read_to_end() == b""
         await served.close()
 
     asyncio.run(scenario())
