@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from repl.core.facts import TOKENS_KEPT
 from repl.core.handshake import Action, Decision
 from repl.core.hello import Hello
+from repl.core.states import Phase
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -75,7 +76,8 @@ def lost(session: Session) -> None:
 def lost_at(session: Session) -> tuple[int | None, int | None]:
     """Return (when contact was lost, or before when), as far as it is known; for people."""
     known = session.volume.facts.peer(session.name)
-    if session.connected or not known.node_id:
+    # A connection on which nothing was said yet is no contact: a hung node's kernel accepts, too.
+    if session.phase not in (Phase.DOWN, Phase.GREETING) or not known.node_id:
         return None, None
     if known.contact_lost_s:
         return known.contact_lost_s, None

@@ -87,8 +87,19 @@ def _lost_data_bar(volume: Volume, request: PromoteRequest) -> Verdict | None:
     return None
 
 
+def vouching_helps(volume: Volume) -> bool:
+    """Whether `--peer-dead` would be granted where a plain promotion is not, its peer away."""
+    bar = _barred(volume) or _facts_bar(volume)
+    return bar is None and not _evidence(volume).verdict.ok
+
+
 def _copy_bar(volume: Volume) -> Verdict | None:
-    facts, name = volume.facts, volume.name
+    return _session_bar(volume) or _facts_bar(volume)
+
+
+def _session_bar(volume: Volume) -> Verdict | None:
+    """What a connection is at that forbids a promotion."""
+    name = volume.name
     wait = f"replctl wait {name} --for promotable"
     for session in volume.sessions.values():
         if session.phase in (Phase.TARGET, Phase.TARGET_STARTING):
@@ -106,6 +117,13 @@ def _copy_bar(volume: Volume) -> Verdict | None:
         settling = session.is_member and session.phase in (Phase.SOURCE_STARTING, Phase.SOURCE)
         if settling or session.phase is Phase.JOINING:
             return refused("PROMOTE_SETTLING", f"{session.name} is being settled from here", wait)
+    return None
+
+
+def _facts_bar(volume: Volume) -> Verdict | None:
+    """What this copy is known to lack."""
+    facts, name = volume.facts, volume.name
+    wait = f"replctl wait {name} --for promotable"
     if facts.inconsistent:
         return refused(
             "PROMOTE_INCONSISTENT",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from repl.core import contact, permits
 from repl.core.liveness import SLOW_PART
-from repl.core.promotion import PromoteRequest, judge
+from repl.core.promotion import PromoteRequest, judge, vouching_helps
 from repl.core.splitbrain import not_split
 from repl.core.stalls import held_back, paused_on, why_stalled
 from repl.core.states import ConnectionState, Phase, ReplicationState
@@ -25,6 +25,9 @@ _CONNECTION: dict[Phase, ConnectionState] = {
     Phase.REFUSED: ConnectionState.REFUSED,
     Phase.SPLIT_BRAIN: ConnectionState.SPLIT_BRAIN,
 }
+
+#: Nothing was said on a connection, or there is none: a hung node's kernel still accepts them.
+_AWAY = (Phase.DOWN, Phase.GREETING)
 
 
 def volume_snapshot(volume: Volume) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def _full_why_and_next(volume: Volume) -> tuple[str, str]:
 
 def _slow(session: Session) -> Debt | None:
     """What a connected peer has owed for a good part of what it is given, if anything."""
-    if session.phase is Phase.DOWN:
+    if session.phase in _AWAY:
         return None
     debt = session.live.worst(session.volume.now, session.volume.timeouts)
     return debt if debt.part >= SLOW_PART else None
@@ -264,6 +267,23 @@ def _frozen_why_and_next(volume: Volume, question: Question) -> tuple[str, str]:
     return why, volume.alone.provider.next_step.format(peer=question.peer, volume=volume.name)
 
 
+def _away_why_and_next(volume: Volume, away: list[Session]) -> tuple[str, str]:
+    """A peer is out of reach: what becomes of the volume on this node, and who can change it."""
+    name, peers = volume.name, ", ".join(session.name for session in away)
+    why, next_step = f"{peers} is not connected", f"start repld on {peers} or look at the network"
+    if any(session.phase is Phase.GREETING for session in away):
+        why = f"{peers} has not answered on a new connection yet"
+        next_step = f"if it stays so: see whether repld on {peers} hangs, or look at the network"
+    if volume.is_primary:
+        if volume.facts.alone and volume.facts.generation.permit:
+            why += f"; {volume.node} goes on without it: {volume.facts.generation.permit}"
+    elif judge(volume, PromoteRequest()).verdict.ok:
+        next_step += f"; to serve here meanwhile: replctl promote {name}"
+    elif vouching_helps(volume):
+        next_step += f"; if {peers} is stopped: replctl promote {name} --peer-dead {peers}"
+    return why, next_step
+
+
 def _why_and_next(volume: Volume) -> tuple[str, str]:
     """The one thing most worth knowing about the volume, and what to run."""
     name = volume.name
@@ -300,7 +320,7 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
             return f"the copy is {held_back(session)}", next_step
         if session.phase in (Phase.SOURCE, Phase.TARGET) and decision is not None:
             return decision.sentence, f"nothing to do; to wait: replctl wait {name} --for in-sync"
-    away = [s.name for s in volume.sessions.values() if s.phase is Phase.DOWN]
+    away = [session for session in volume.sessions.values() if session.phase in _AWAY]
     if volume.roles.resume_pending:
         peers = ", ".join(volume.sessions)
         why = f"{volume.node} was primary and resumes as soon as {peers} agrees"
@@ -311,11 +331,7 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
             f"start {peers}; if it is stopped for good: replctl promote {name} --peer-dead {peers}",
         )
     if away:
-        reached = ", ".join(away)
-        why = f"{reached} is not connected"
-        if volume.is_primary and volume.facts.alone and volume.facts.generation.permit:
-            why += f"; {volume.node} goes on without it: {volume.facts.generation.permit}"
-        return why, f"start repld on {reached} or look at the network"
+        return _away_why_and_next(volume, away)
     if volume.facts.fresh and not volume.sessions:
         return "the volume holds no data yet", f"replctl volume adopt {name}"
     return "", ""

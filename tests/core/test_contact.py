@@ -49,6 +49,7 @@ def test_the_time_of_loss_is_that_of_the_last_contact_not_of_a_later_attempt() -
     pair.connect()
     pair.run()
     assert pair.beta.session.phase is Phase.GREETING
+    assert lost(pair.beta) == (at_s, None), "a connection without a word is no contact"
     pair.cut()
     pair.run()
     assert lost(pair.beta) == (at_s, None), "no word was exchanged: nothing is newer"

@@ -82,8 +82,6 @@ def test_a_copy_is_shown_with_its_progress_only_while_it_goes_on(stage: str) -> 
 def test_a_volume_that_is_not_in_sync_says_why(stage: str) -> None:
     shown = snapshot(at(stage))
     if EXPECTED[stage] != ("connected", "established") and stage not in (
-        "greeting",
-        "greeting-decided",
         "source-starting",
         "target-starting",
         "joining",
@@ -156,3 +154,58 @@ def test_promotable_is_what_a_plain_promotion_would_be_told() -> None:
     beside = snapshot(pair.beta)["promotable"]
     assert (beside["ok"], beside["reason"]) == (False, "alpha is primary")
     assert beside["next"] == "on alpha: replctl demote r0"
+
+
+def cut_off_pair() -> Pair:
+    """Alpha was primary; beta cannot reach it any more."""
+    pair = established_pair()
+    pair.cut()
+    pair.run()
+    return pair
+
+
+def test_a_cut_off_secondary_is_told_how_it_may_serve() -> None:
+    shown = snapshot(cut_off_pair().beta)
+    assert "start repld on alpha" in shown["next"]
+    assert shown["next"].endswith("if alpha is stopped: replctl promote r0 --peer-dead alpha")
+
+
+def test_a_node_that_accepts_connections_and_hangs_is_no_slow_peer() -> None:
+    pair = cut_off_pair()
+    pair.alpha.hold_incoming = pair.beta.hold_incoming = True
+    pair.connect()
+    pair.run()
+    pair.beta.begin_turn()
+    pair.beta.volume.now += 4.0
+    shown = snapshot(pair.beta)
+    [peer] = shown["peers"]
+    assert (peer["phase"], peer["slow_s"]) == ("greeting", None)
+    assert shown["why"] == "alpha has not answered on a new connection yet"
+    assert "hangs" in shown["next"]
+    assert "promote r0 --peer-dead alpha" in shown["next"]
+
+
+def test_a_released_secondary_is_told_that_a_plain_promotion_will_do() -> None:
+    pair = established_pair()
+    pair.alpha.leave()
+    pair.run()
+    pair.cut()
+    pair.run()
+    shown = snapshot(pair.beta)
+    assert shown["promotable"]["ok"]
+    assert shown["next"].endswith("to serve here meanwhile: replctl promote r0")
+
+
+def test_a_copy_that_vouching_does_not_help_is_not_offered_it() -> None:
+    pair = behind_pair()
+    target = next(node for node in pair.nodes if not node.volume.is_primary)
+    pair.connect()
+    for _ in range(1000):
+        target.step()
+        target.other.step()
+        if target.volume.facts.inconsistent:
+            break
+    pair.cut()
+    pair.run()
+    assert target.volume.facts.inconsistent
+    assert "--peer-dead" not in snapshot(target)["next"]
