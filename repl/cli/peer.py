@@ -26,7 +26,7 @@ def connect(session: Session, volume: str, peer: str | None) -> None:
 @click.argument("peer", metavar="[PEER]", type=names.NODE, required=False)
 @pass_session
 def disconnect(session: Session, volume: str, peer: str | None) -> None:
-    """Cut VOL from its peer until `connect`.
+    """Cut VOL from its peer until `connect`, or until repld is started again.
 
     What changes meanwhile is remembered, and copied when they are connected again.
     """

@@ -25,7 +25,7 @@ def remarks(volume: Volume, now_s: float | None = None) -> Iterator[str]:
             yield from _contact(peer, now_s)
         elif peer.resync is not None:
             yield from _away(peer, now_s)
-        if peer.slow is not None:
+        if peer.slow is not None and not volume.why.startswith(f"{peer.name} is slow"):
             yield describe_slow(peer, peer.slow)
     yield from _held_back(volume, now_s)
 

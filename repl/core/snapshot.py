@@ -30,10 +30,13 @@ _CONNECTION: dict[Phase, ConnectionState] = {
 _AWAY = (Phase.DOWN, Phase.GREETING)
 
 
-def volume_snapshot(volume: Volume) -> dict[str, Any]:
-    """Return the object of design §11 for this volume, with fields added and none renamed."""
+def volume_snapshot(volume: Volume, cut_by: str = "") -> dict[str, Any]:
+    """Return the object of design §11 for this volume, with fields added and none renamed.
+
+    cut_by: who forbade this node to connect, in words; empty if nobody did.
+    """
     promotable = _promotable(volume)
-    why, next_step = _why_and_next(volume)
+    why, next_step = _why_and_next(volume, cut_by)
     return {
         "name": volume.name,
         "size_bytes": volume.size_bytes,
@@ -55,6 +58,7 @@ def volume_snapshot(volume: Volume) -> dict[str, Any]:
         "why": why,
         "next": next_step,
         "resync_order": _resync_order(volume),
+        "cut_by": cut_by,
         "alone": _alone(volume),
         "frozen_s_total": round(volume.alone.frozen_s_total, 1),
         "permits": permits.standing(volume),
@@ -267,11 +271,13 @@ def _frozen_why_and_next(volume: Volume, question: Question) -> tuple[str, str]:
     return why, volume.alone.provider.next_step.format(peer=question.peer, volume=volume.name)
 
 
-def _away_why_and_next(volume: Volume, away: list[Session]) -> tuple[str, str]:
+def _away_why_and_next(volume: Volume, away: list[Session], cut_by: str) -> tuple[str, str]:
     """A peer is out of reach: what becomes of the volume on this node, and who can change it."""
     name, peers = volume.name, ", ".join(session.name for session in away)
     why, next_step = f"{peers} is not connected", f"start repld on {peers} or look at the network"
-    if any(session.phase is Phase.GREETING for session in away):
+    if cut_by:
+        why, next_step = f"{cut_by} disconnected {name} from {peers}", f"replctl connect {name}"
+    elif any(session.phase is Phase.GREETING for session in away):
         why = f"{peers} has not answered on a new connection yet"
         next_step = f"if it stays so: see whether repld on {peers} hangs, or look at the network"
     if volume.is_primary:
@@ -284,7 +290,7 @@ def _away_why_and_next(volume: Volume, away: list[Session]) -> tuple[str, str]:
     return why, next_step
 
 
-def _why_and_next(volume: Volume) -> tuple[str, str]:
+def _why_and_next(volume: Volume, cut_by: str) -> tuple[str, str]:
     """The one thing most worth knowing about the volume, and what to run."""
     name = volume.name
     if volume.absence.doubtful:
@@ -314,6 +320,7 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
             return decision.sentence, decision.next_step
         if (slow := _slow(session)) is not None:
             why = f"{session.name} is slow: {slow.what} for {slow.for_s:.1f} s"
+            why += f"; it is dropped after {slow.limit_s:g} s"
             return why, f"look at the network and the disk of {session.name}"
         if paused := paused_on(session):
             next_step = f"to let it go on, on {paused}: replctl resync {name} resume"
@@ -326,12 +333,14 @@ def _why_and_next(volume: Volume) -> tuple[str, str]:
         why = f"{volume.node} was primary and resumes as soon as {peers} agrees"
         if not away:
             return why, "nothing to do"
+        if cut_by:
+            return f"{why}; {cut_by} disconnected it from {peers}", f"replctl connect {name}"
         return (
             f"{why}, which may have been promoted meanwhile and is not connected",
             f"start {peers}; if it is stopped for good: replctl promote {name} --peer-dead {peers}",
         )
     if away:
-        return _away_why_and_next(volume, away)
+        return _away_why_and_next(volume, away, cut_by)
     if volume.facts.fresh and not volume.sessions:
         return "the volume holds no data yet", f"replctl volume adopt {name}"
     return "", ""

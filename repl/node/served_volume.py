@@ -75,7 +75,8 @@ class ServedVolume:
         self._engine: Engine | None = None
         self._dialer: Dialer | None = None
         self._problem: ReplError | None = None
-        self._peer_enabled = True
+        #: Who cut the volume from its peer, in words; empty while it may connect.
+        self._cut_by: str = settings["volume"].get("cut_by", "")
         self._link_failure = ""
         self._link_said = ""
         self._stopping = False
@@ -226,7 +227,7 @@ class ServedVolume:
             backoff_max_s=timeouts["reconnect_backoff_max_s"],
             encrypt=None if self._tls is None else self._tls.encrypt,
         )
-        if self._peer_enabled:
+        if not self._cut_by:
             self._dialer.start()
 
     def _dialled(self, sock: socket.socket | TlsSocket) -> None:
@@ -243,7 +244,7 @@ class ServedVolume:
 
     def take_peer(self, sock: socket.socket) -> None:
         """An accepted peer connection whose preamble was checked by the supervisor."""
-        if self._engine is None or not self._peer_enabled or self._stopping or self._dials:
+        if self._engine is None or self._cut_by or self._stopping or self._dials:
             sock.close()
         elif self._tls is not None:
             self._tls.take(sock)
@@ -252,7 +253,7 @@ class ServedVolume:
 
     def _secured(self, sock: TlsSocket) -> None:
         """An accepted connection has shown that it is the peer's."""
-        if self._engine is None or not self._peer_enabled or self._stopping:
+        if self._engine is None or self._cut_by or self._stopping:
             sock.close()
         else:
             self._attach_peer(sock)
@@ -282,7 +283,7 @@ class ServedVolume:
 
     def _peer_lost(self, _name: str, reason: str) -> None:
         self._link_failure = reason
-        if self._dialer is not None and self._peer_enabled and not self._stopping:
+        if self._dialer is not None and not self._cut_by and not self._stopping:
             self._dialer.lost()
         self._on_change()
 
@@ -342,11 +343,11 @@ class ServedVolume:
         return {"reason": text, "volume": self.status()}
 
     def _switch_link(self, engine: Engine, enabled: bool, by: str) -> dict[str, Any]:
-        if enabled != self._peer_enabled:
-            code, did = ("PEER_ENABLED", "lets") if enabled else ("PEER_DISABLED", "forbids")
-            text = f"{operator(by)} {did} {self._node} to connect to its peer"
-            self._tell(code, text, by=by)
-        self._peer_enabled = enabled
+        if enabled == bool(self._cut_by):
+            code = "PEER_ENABLED" if enabled else "PEER_DISABLED"
+            did = f"lets {self._node}" if enabled else f"forbids {self._node} to"
+            self._tell(code, f"{operator(by)} {did} connect to its peer", by=by)
+            self._cut_by = "" if enabled else operator(by)
         if not enabled:
             if self._dialer is not None:
                 self._dialer.stop()
@@ -428,7 +429,7 @@ class ServedVolume:
         if self._engine is None:
             return closed_status(self._settings, self._problem, self._peer_names())
         core = self._engine.volume
-        snapshot = volume_snapshot(core)
+        snapshot = volume_snapshot(core, self._cut_by)
         space = space_of(self._store.backing) if self._store is not None else None
         primary = self._node if core.is_primary else None
         for peer in snapshot["peers"]:
@@ -436,8 +437,8 @@ class ServedVolume:
                 primary = peer["name"]
             if peer["connection_state"] == "disconnected":
                 peer["last_failure"] = self._link_failure
-                peer["enabled"] = self._peer_enabled
-                if self._peer_enabled and self._dials:
+                peer["enabled"] = not self._cut_by
+                if not self._cut_by and self._dials:
                     peer["connection_state"] = "connecting"
         return snapshot | {
             "clients": len(self._engine.client_names),

@@ -231,6 +231,8 @@ class Supervisor:
         if verb in PACE_VERBS:
             # A worker that is started again holds its copies back as this one does.
             worker.remember("resync_order", result["volume"]["resync_order"])
+        if verb in ("connect", "disconnect"):
+            worker.remember("cut_by", result["volume"]["cut_by"])
         # Who was told "promoted" may send an NBD client at once; it must not be judged by a status
         # from before.
         await worker.ask_volume()

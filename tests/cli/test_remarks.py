@@ -74,6 +74,12 @@ def test_a_slow_peer_is_said_to_be_slow_before_it_is_dropped() -> None:
     ]
 
 
+def test_a_slow_peer_is_said_once() -> None:
+    slow = recorded.peer(slow_s=3.1, slow_why="a write waits", dropped_after_s=5.0)
+    why = "beta is slow: a write waits for 3.1 s; it is dropped after 5 s"
+    assert said(recorded.volume(peers=[slow], why=why)) == []
+
+
 def test_a_pause_is_remembered_even_where_nothing_is_copied() -> None:
     order = {"paused": True, "rate_limit_bytes_per_s": 0, "by": "uid 0", "since_s": NOW_S - 60}
     assert said(recorded.volume(resync_order=order)) == [

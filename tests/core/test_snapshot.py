@@ -33,9 +33,9 @@ EXPECTED = {
 }
 
 
-def snapshot(node: Node) -> dict[str, Any]:
+def snapshot(node: Node, cut_by: str = "") -> dict[str, Any]:
     """The object as a client reads it: through strict JSON."""
-    text = json.dumps(volume_snapshot(node.volume), allow_nan=False)
+    text = json.dumps(volume_snapshot(node.volume, cut_by), allow_nan=False)
     read: dict[str, Any] = json.loads(text)
     return read
 
@@ -209,3 +209,13 @@ def test_a_copy_that_vouching_does_not_help_is_not_offered_it() -> None:
     pair.run()
     assert target.volume.facts.inconsistent
     assert "--peer-dead" not in snapshot(target)["next"]
+
+
+def test_a_volume_that_an_operator_disconnected_says_so_and_how_to_connect_it() -> None:
+    pair = cut_off_pair()
+    shown = snapshot(pair.beta, "an operator (uid 0)")
+    assert shown["cut_by"] == "an operator (uid 0)"
+    assert shown["why"] == "an operator (uid 0) disconnected r0 from alpha"
+    assert shown["next"].startswith("replctl connect r0; if alpha is stopped: replctl promote ")
+    shown = snapshot(pair.alpha, "an operator (uid 0)")
+    assert shown["next"] == "replctl connect r0"

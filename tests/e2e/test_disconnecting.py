@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from tests.e2e.judging import assert_no_error_reached, assert_promises_kept
 from tests.ledger import Ledger
 from tests.ledger_client import LedgerClient
@@ -35,3 +37,21 @@ def test_disconnecting_and_connecting_in_any_state_loses_nothing(
     assert_no_error_reached(client)
     assert client.connection_losses == []
     assert_promises_kept(pair, pair.alpha, ledger)
+
+
+def test_what_an_operator_disconnected_stays_so_without_its_worker_and_says_so(pair: Pair) -> None:
+    beta = pair.beta
+    pair.start_in_sync(primary=pair.alpha)
+    beta.ctl_ok("disconnect", "r0")
+    before = beta.volume()["worker_pid"]
+    beta.signal_worker(signal.SIGKILL)
+    shown = beta.wait_volume(
+        lambda v: v["problem"] is None and v["worker_pid"] not in (None, before),
+        "has a worker again",
+    )
+    assert "disconnected r0 from alpha" in shown["why"]
+    assert shown["next"].startswith("replctl connect r0")
+    refused = beta.ctl("wait", "r0", "--for", "connected", "--timeout", "0")
+    assert refused.returncode == 6 and "Next  replctl connect r0" in refused.stderr
+    beta.ctl_ok("connect", "r0")
+    pair.wait_in_sync()
