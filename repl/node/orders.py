@@ -21,6 +21,8 @@ from repl.node.engine import Engine
 #: Refusals that pass by themselves are asked again for this long before they are given out.
 TRANSIENT_WAIT_S: Final = 5.0
 TRANSIENT_STEP_S: Final = 0.1
+#: For the end of a handshake that nobody answered to be noticed.
+HANDSHAKE_MARGIN_S: Final = 1.5
 TRANSIENT_CODES: Final = frozenset({"PROMOTE_HANDSHAKE", "PROMOTE_SETTLING", "VOLUME_BUSY"})
 
 Answer = Callable[[Verdict], None]
@@ -35,7 +37,9 @@ async def promote(engine: Engine, args: Args) -> Verdict:
         accept_half_copied=bool(args.get("accept_half_copied")),
         by=giver(args),
     )
-    verdict = await insist(lambda answer: engine.promote(request, answer))
+    # A node that hangs accepts connections: only the end of its time tells that nobody answers.
+    patience_s = engine.volume.timeouts.peer_timeout_s + HANDSHAKE_MARGIN_S
+    verdict = await insist(lambda answer: engine.promote(request, answer), patience_s)
     return settled(f"Cannot promote {here(engine)}", verdict)
 
 
@@ -122,9 +126,9 @@ async def ask(question: Callable[[Answer], None]) -> Verdict:
     return await answered
 
 
-async def insist(question: Callable[[Answer], None]) -> Verdict:
-    """Ask again for a while as long as the refusal is one that passes by itself."""
-    deadline_s = time.monotonic() + TRANSIENT_WAIT_S
+async def insist(question: Callable[[Answer], None], patience_s: float = 0.0) -> Verdict:
+    """Ask again as long as the refusal is one that passes by itself, for `patience_s` at least."""
+    deadline_s = time.monotonic() + max(TRANSIENT_WAIT_S, patience_s)
     while True:
         verdict = await ask(question)
         if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict, granted, refused
 from repl.core.volume import Volume
 from repl.errors import Refused
@@ -26,6 +27,7 @@ class CoreWithAnswers:
     name, node, is_primary = "r0", "alpha", True
     #: No request waits for a permit.
     question = None
+    timeouts = Timeouts(peer_timeout_s=0.2)
 
     def __init__(self, verdicts: list[Verdict]) -> None:
         self.verdicts = verdicts
@@ -77,6 +79,7 @@ def carried_out(verb: str, engine: EngineWithAnswers, **args: Any) -> Verdict:
 @pytest.fixture(autouse=True)
 def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orders, "TRANSIENT_STEP_S", 0.001)
+    monkeypatch.setattr(orders, "HANDSHAKE_MARGIN_S", 0.01)
 
 
 @pytest.mark.parametrize("verb", ["promote", "splitbrain-resolve"])
@@ -84,6 +87,16 @@ def test_a_refusal_that_passes_is_asked_again(verb: str) -> None:
     engine = EngineWithAnswers(BUSY, BUSY, granted("done"))
     assert carried_out(verb, engine, keep="alpha").reason == "done"
     assert len(engine.volume.asked) == 3
+
+
+def test_a_promotion_outlasts_a_handshake_that_nobody_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that hangs accepts connections, and `--peer-dead` has to wait for their end."""
+    monkeypatch.setattr(orders, "TRANSIENT_WAIT_S", 0.0)
+    greeting = refused("PROMOTE_HANDSHAKE", "the handshake with beta goes on")
+    engine = EngineWithAnswers(*[greeting] * 20, granted("done"))
+    assert carried_out("promote", engine, peer_dead="beta").reason == "done"
 
 
 @pytest.mark.parametrize("verb", ORDERS)
