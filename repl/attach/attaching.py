@@ -205,8 +205,9 @@ class Attachments:
                 return
             raise Refused(
                 f"{volume} is not attached on this node.",
-                "there is no device of it",
-                f"replctl attach {volume}",
+                "it was not attached, or it was cut off: because the daemon was gone, or another "
+                "node became primary",
+                f"nothing is left to do; its state:  replctl status {volume}",
                 code="NOT_ATTACHED",
             )
         if force:

@@ -50,6 +50,13 @@ class Ran:
         lines = [line.strip() for line in self.said.splitlines() if line.strip()]
         return lines[-1] if lines else f"it ended with status {self.status}"
 
+    @property
+    def complaint(self) -> str:
+        """All that a failed mount(8) said, on one line, without its pointer to the kernel's log."""
+        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
+        told = [line for line in lines if not line.startswith("dmesg(1)")]
+        return " ".join(told) or self.last_line
+
 
 class Machine:
     """The node that this process runs on."""

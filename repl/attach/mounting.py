@@ -58,6 +58,11 @@ class Wish:
     dead_after_s: float = DEAD_AFTER_S
     way: str = ""
 
+    @property
+    def command(self) -> str:
+        """The plainest form of this command, to be run again with something more."""
+        return f"replctl mount {self.volume} {shlex.quote(self.directory)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
@@ -119,7 +124,7 @@ class Mounting:
             directory = self._check_directory(wish.directory)
             role = self._volumes.role(wish.volume)
             if role != "primary" and not wish.promote:
-                raise not_primary(wish.volume, role, f"replctl mount {wish.volume} DIR --promote")
+                raise not_primary(wish.volume, role, f"{wish.command} --promote")
             promoted = self._promoted(wish, role, undo)
             attachment = self._attached(wish, undo)
             kind, formatted = self._filesystem(wish, attachment.device)
@@ -141,9 +146,10 @@ class Mounting:
         path = Path(given)
         real = os.path.realpath(path)
         if not path.is_dir():
-            what = "is not a directory" if path.exists() else "does not exist"
+            if path.exists():
+                raise _bad_directory(given, "is not a directory", "choose another path")
             raise _bad_directory(
-                given, what, f"mkdir -p {shlex.quote(given)}   or choose another one"
+                given, "does not exist", f"mkdir -p {shlex.quote(given)}   or choose another one"
             )
         if mounts.at(self._machine.mounts(), real) is not None:
             raise _bad_directory(
@@ -197,13 +203,14 @@ class Mounting:
     def _filesystem(self, wish: Wish, device: str) -> tuple[str, bool]:
         """Return the kind of filesystem to mount, and whether it was made just now."""
         volume, content = wish.volume, filesystems.look_at(self._machine, device)
+        again = f"{wish.command}{' --promote' if wish.promote else ''}"
         if wish.mkfs:
             if not content.blank:
                 held = content.filesystem or content.other
                 raise Refused(
                     f"No {wish.mkfs} is made on {volume}: it holds {held}.",
                     "it would be overwritten",
-                    f"mount what is there:  replctl mount {volume} DIR"
+                    f"mount what is there:  {again}"
                     if content.filesystem
                     else f"replctl attach {volume}, look at it, and clear it:  wipefs -a DEVICE",
                     code="HOLDS_DATA",
@@ -216,7 +223,7 @@ class Mounting:
                 f"it holds {content.other}" if content.other else "it is blank",
                 f"replctl attach {volume}, and use its device"
                 if content.other
-                else f"make one:  replctl mount {volume} DIR --mkfs ext4",
+                else f"make one:  {again} --mkfs ext4",
                 code="UNFORMATTED",
             )
         return content.filesystem, False
@@ -228,7 +235,7 @@ class Mounting:
         if ran.status:
             raise ReplError(
                 f"{wish.volume} could not be mounted on {directory}.",
-                ran.last_line,
+                ran.complaint,
                 "see what the kernel says:  dmesg | tail",
                 code="MOUNT_FAILED",
             )
@@ -327,8 +334,9 @@ class Mounting:
         if mounted is None:
             return Refused(
                 f"Nothing is mounted on {given}.",
-                "either it was unmounted already, or its device was cut off since the daemon died",
-                "see what is attached:  replctl attach VOL",
+                "it was not mounted, or unmounted already, or cut off from its device: because "
+                "the daemon was gone, or another node became primary",
+                self._what_to_unmount(),
                 code="NOT_MOUNTED",
             )
         return Refused(
@@ -337,6 +345,18 @@ class Mounting:
             f"umount {shlex.quote(given)}",
             code="NOT_MOUNTED",
         )
+
+    def _what_to_unmount(self) -> str:
+        """Return the commands that undo what is attached on this node, for a person to choose."""
+        commands = []
+        for attachment in self._attachments.all():
+            mounted = mounts.of_device(self._machine.mounts(), attachment.device)
+            commands += [f"replctl umount {shlex.quote(mount.point)}" for mount in mounted] or [
+                f"replctl detach {attachment.volume}"
+            ]
+        if not commands:
+            return "nothing is attached on this node; see its volumes:  replctl status"
+        return "what is attached on this node:  " + "   or   ".join(commands[:8])
 
     def _check_demotion(self, volume: str, others: list[str]) -> None:
         if others:

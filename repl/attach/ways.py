@@ -86,6 +86,8 @@ def choose(ways: Sequence[Way], wanted: str = "") -> Way:
     raise Refused(
         "This machine has no way to make a block device of an NBD export.",
         "; ".join(lacks),
-        "install one:  apt-get install libnbd-bin fuse3",
+        "leave out --way, and the best that there is is taken"
+        if wanted
+        else "install one:  apt-get install libnbd-bin fuse3",
         code="ATTACH_IMPOSSIBLE",
     )

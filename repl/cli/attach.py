@@ -20,6 +20,7 @@ from repl.cli import names
 from repl.cli.daemon_volumes import DaemonVolumes
 from repl.cli.output import Session, one_line, pass_session
 from repl.cli.wait import Duration
+from repl.errors import NoSuchThing, Refused, ReplError
 
 dead_after_option = click.option(
     "--dead-after",
@@ -110,5 +111,21 @@ def detach(session: Session, volume: str, force: bool) -> None:
     here = attachments(session)
     here.check_allowed()
     with here.locked(volume):
-        here.detach(volume, force=force)
+        try:
+            here.detach(volume, force=force)
+        except Refused as refusal:
+            if refusal.code == "NOT_ATTACHED":
+                _check_known(session, volume)
+            raise
     session.done({"volume": volume, "detached": True}, f"{volume} is detached.")
+
+
+def _check_known(session: Session, volume: str) -> None:
+    """Raise NoSuchThing for a volume that a running daemon does not have."""
+    try:
+        session.client.volume(volume)
+    except NoSuchThing:
+        raise
+    except ReplError:
+        # It cannot be asked; what is to be said is about this node's devices anyhow.
+        return

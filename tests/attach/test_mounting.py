@@ -123,7 +123,8 @@ def test_only_root_may_mount_and_unmount(stage: Stage) -> None:
 def test_secondary_without_promote_is_refused(stage: Stage, role: str) -> None:
     stage.volumes.current = role
     error = stage.refused("NOT_PRIMARY")
-    assert error.exit_status == 5 and "--promote" in error.next_step
+    assert error.exit_status == 5
+    assert error.next_step.endswith(f"replctl mount r0 '{stage.directory}' --promote")
     assert stage.diary == []
 
 
@@ -135,6 +136,7 @@ def test_directory_must_be_an_empty_one_of_its_own(stage: Stage, tmp_path: Path)
     for directory in (tmp_path / "absent", file, tmp_path / "full"):
         error = stage.refused("MOUNT_DIRECTORY", directory=str(directory), promote=True)
         assert str(directory) in error.what
+        assert ("mkdir" in error.next_step) == (directory.name == "absent")
     stage.machine.table = [Mount(str(stage.directory), "tmpfs", "tmpfs", "0:5")]
     stage.refused("MOUNT_DIRECTORY", promote=True)
     assert stage.diary == []
@@ -232,7 +234,8 @@ def test_blank_volume_without_mkfs_is_refused(stage: Stage) -> None:
 )
 def test_no_filesystem_is_made_over_data(stage: Stage, found: Ran, zero: bool, held: str) -> None:
     stage.machine.says["blkid"], stage.machine.zero = found, zero
-    assert held in stage.refused("HOLDS_DATA", promote=True, mkfs="ext4").what
+    error = stage.refused("HOLDS_DATA", promote=True, mkfs="ext4")
+    assert held in error.what and "DIR" not in error.next_step
     assert stage.diary == ATTACHED
     if found is not EXT4:
         stage.diary.clear()
@@ -260,8 +263,10 @@ def test_corrected_filesystem_is_mounted(stage: Stage) -> None:
 
 
 def test_failed_mount_undoes_attaching_and_promotion(stage: Stage) -> None:
-    stage.machine.says["mount"] = Ran(32, "mount: wrong fs type, bad option\n")
-    assert "bad option" in stage.refused("MOUNT_FAILED", promote=True).why
+    said = "mount: /x: wrong fs type,\n  bad option.\n       dmesg(1) may have more information.\n"
+    stage.machine.says["mount"] = Ran(32, said)
+    error = stage.refused("MOUNT_FAILED", promote=True)
+    assert error.why == "mount: /x: wrong fs type, bad option."
     assert stage.diary == ["promote", "attach", "e2fsck", "mount", "detach", "demote"]
 
 
@@ -385,6 +390,19 @@ def test_what_is_not_mounted_is_not_unmounted(stage: Stage) -> None:
     with pytest.raises(Refused) as refused:
         stage.mounting.umount(str(stage.directory))
     assert refused.value.code == "NOT_MOUNTED" and "Nothing is mounted" in refused.value.what
+    assert "nothing is attached" in refused.value.next_step
+
+
+def test_who_unmounts_the_wrong_thing_is_told_what_there_is(stage: Stage) -> None:
+    """By the volume's name, for instance; and nobody is told to attach what is to be taken away."""
+    stage.mounted()
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount("r0")
+    assert refused.value.next_step.endswith(f"replctl umount '{stage.directory}'")
+    stage.machine.table.clear()
+    with pytest.raises(Refused) as refused:
+        stage.mounting.umount("r0")
+    assert refused.value.next_step.endswith("replctl detach r0")
 
 
 def test_what_is_not_ours_is_not_unmounted(stage: Stage) -> None:

@@ -34,6 +34,7 @@ def test_wanted_way_is_taken_or_nothing() -> None:
     with pytest.raises(Refused) as refused:
         choose([LackingWay(Diary()), second], "fake")
     assert refused.value.why == "fake: the kernel has no nbd module"
+    assert "leave out --way" in refused.value.next_step
 
 
 def test_every_way_has_the_name_by_which_it_is_wanted(tmp_path: Path) -> None:

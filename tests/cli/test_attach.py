@@ -151,6 +151,15 @@ def test_detaching_what_is_not_attached_is_refused(replctl: Operator) -> None:
     assert replctl("--json", "detach", "r0", "--force").error()["code"] == "NOT_ATTACHED"
 
 
+def test_detaching_a_volume_that_does_not_exist_says_that(
+    daemon: FakeDaemon, replctl: Operator
+) -> None:
+    missing = errors.NoSuchThing("there is no volume r9 on alpha", "it has r0", "replctl status")
+    daemon.on("GET", "/v1/volumes/r9", (404, {"error": missing.to_json()}))
+    refused = replctl("--json", "detach", "r9")
+    assert (refused.exit_status, refused.error()["code"]) == (4, "NO_SUCH_VOLUME")
+
+
 # The daemon's volumes, as repl/attach sees them.
 
 
