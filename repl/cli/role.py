@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import datetime
+from typing import Any
 
 import click
 
@@ -12,7 +14,7 @@ from repl.cli import names
 from repl.cli.confirm import confirm_by_name
 from repl.cli.output import Session, one_line, pass_session, write
 from repl.cli.snapshot import Peer, Volume, read_volume
-from repl.errors import NoSuchThing, UsageError
+from repl.errors import NoSuchThing, Refused, UsageError
 
 
 @click.command()
@@ -66,7 +68,7 @@ def promote(
             "accept_half_copied": accept_half_copied,
         },
     )
-    session.done(reply, f"{volume} is primary on this node.")
+    _done(session, reply, f"{volume} is primary on this node")
 
 
 @click.command()
@@ -75,8 +77,45 @@ def promote(
 @pass_session
 def demote(session: Session, volume: str, drop_clients: bool) -> None:
     """Make this node a secondary of VOL."""
-    reply = session.client.act(volume, "demote", {"drop_clients": drop_clients})
-    session.done(reply, f"{volume} is secondary on this node.")
+    try:
+        reply = session.client.act(volume, "demote", {"drop_clients": drop_clients})
+    except Refused as refusal:
+        raise (_held_by_device(session, volume, refusal) or refusal) from None
+    _done(session, reply, f"{volume} is secondary on this node")
+
+
+def _done(session: Session, reply: dict[str, Any], sentence: str) -> None:
+    """End the verb: what is now, and the daemon's reason for it."""
+    reason = reply.get("reason")
+    said = f"{sentence}: {one_line(reason)}." if isinstance(reason, str) and reason else ""
+    session.done(
+        {**reply, "reason": said} if said and not session.as_json else reply, f"{sentence}."
+    )
+
+
+def _held_by_device(session: Session, volume: str, refusal: Refused) -> Refused | None:
+    """Return the refusal with the device and the mount by which this node itself holds the volume.
+
+    None if it is refused for something else, or nothing of it is attached.
+    """
+    from repl.attach import mounts
+    from repl.attach.machine import Machine
+    from repl.cli.attach import attachments
+
+    found = attachments(session).find(volume) if refusal.code == "DEMOTE_CLIENTS" else None
+    if found is None:
+        return None
+    mounted = mounts.of_device(Machine().mounts(), found.device)
+    where = f", mounted on {mounted[-1].point}" if mounted else ""
+    command = f"replctl detach {volume} && replctl demote {volume}"
+    if mounted:
+        command = f"replctl umount {shlex.quote(mounted[-1].point)} --demote"
+    return Refused(
+        refusal.what,
+        f"{refusal.why}; its device on this node is {found.device}{where}",
+        f"{command}   (or cut all clients off: replctl demote {volume} --drop-clients)",
+        code=refusal.code,
+    )
 
 
 def vouching(session: Session, volume: str, peer_name: str) -> str:
@@ -98,6 +137,8 @@ def vouching(session: Session, volume: str, peer_name: str) -> str:
 
 
 def _time_of(peer: Peer) -> str:
+    if peer.connection_state in ("connected", "split-brain", "refused"):
+        return " (this node has contact with it now)"
     lost, before = _zoned(peer.contact_lost_time_s), _zoned(peer.contact_lost_before_s)
     if lost:
         return f" at {lost}"

@@ -122,10 +122,12 @@ def judge(volume: Volume, state: str) -> Answer:
     why, next_step = volume.why or f"{volume.name}: {finding.sentence}", volume.next_step
     if volume.problem is not None:
         return Answer(False, volume.problem.what, volume.problem.next_step)
+    promotable = volume.promotable
     if state == "primary":
+        if promotable is not None and not volume.resume_pending:
+            next_step = promotable.next_step or f"replctl promote {volume.name}"
         return Answer(volume.role == "primary", f"its role is {volume.role}", next_step)
     if state == "promotable":
-        promotable = volume.promotable
         if promotable is None:
             return Answer(False, "the daemon does not say whether it can be promoted", next_step)
         return Answer(promotable.ok, promotable.reason, promotable.next_step)

@@ -75,10 +75,12 @@ def _own_bar(volume: Volume) -> Verdict | None:
             f"replctl wait {name} --for in-sync",
         )
     if volume.is_primary or facts.is_primary:
+        peers = ", ".join(volume.sessions)
         return refused(
             "RESYNC_PRIMARY",
             f"{volume.node} is primary: its copy is the one in use",
-            f"replctl demote {name}, or run the command on the other node",
+            f"to mend the copy on {peers} by this one, there: replctl resync {name} --full --from "
+            f"{volume.node}   (to mend this one, first: replctl demote {name})",
         )
     if volume.changes.busy or volume.roles.busy:
         return refused(

@@ -236,7 +236,7 @@ class Roles:
             self.resume_pending = False
             if volume.facts.is_primary:
                 volume.change_facts(is_primary=False)
-            volume.commits.request(lambda: volume.answer(number, granted("this node is secondary")))
+            volume.commits.request(lambda: volume.answer(number, granted("it was not primary")))
             return
         if self.busy or (volume.full and volume.changes.busy):
             volume.answer(number, refused("VOLUME_BUSY", "another change is in progress"))
@@ -252,7 +252,7 @@ class Roles:
         they may have reached is marked by intents here and there, and is compared at once."""
         volume = self._volume
         self.step_down("it is demoted while writes wait for room on its disk")
-        reason = "this node is secondary; writes that waited for room were not carried out"
+        reason = "writes that waited for room were not carried out"
         volume.commits.request(lambda: volume.answer(number, granted(reason)))
 
     def _begin_demotion(self, task: Task, drop_clients: bool, then: Callable[[], None]) -> None:
@@ -299,9 +299,7 @@ class Roles:
     def _demoted(self) -> None:
         number, self._number = self._number, 0
         self._end()
-        self._volume.answer(
-            number, granted("all writes are on every member; this node is secondary")
-        )
+        self._volume.answer(number, granted("all writes are on every copy that is in sync"))
 
     def step_down(self, reason: str) -> None:
         """Cease to be primary by force: in-flight writes are never answered (design §5)."""

@@ -49,7 +49,7 @@ async def demote(engine: Engine, args: Args) -> Verdict:
     names = engine.client_names
     if names and not drop_clients and engine.volume.is_primary:
         raise Refused(
-            f"Cannot demote {here(engine)}: {len(names)} client(s) hold it.",
+            f"Cannot demote {here(engine)}: {_holders(len(names))} it.",
             f"attached: {', '.join(names[:8])}",
             f"detach them, or: replctl demote {engine.volume.name} --drop-clients",
             code="DEMOTE_CLIENTS",
@@ -58,6 +58,10 @@ async def demote(engine: Engine, args: Args) -> Verdict:
     silent = drop_clients or engine.volume.alone.question is not None
     verdict = await ask(lambda answer: engine.demote(silent, answer))
     return settled(f"Cannot demote {here(engine)}", verdict)
+
+
+def _holders(count: int) -> str:
+    return "1 client holds" if count == 1 else f"{count} clients hold"
 
 
 async def go_on(engine: Engine, args: Args) -> Verdict:
@@ -140,7 +144,7 @@ def settled(what: str, verdict: Verdict) -> Verdict:
     """Return a verdict that says yes; raise one that says no."""
     if not verdict.ok:
         family = NoSuchThing if verdict.code == "NO_SUCH_PEER" else Refused
-        raise family(
-            f"{what}: {verdict.reason}.", verdict.reason, verdict.next_step, code=verdict.code
-        )
+        # The reason is said once, as the Why: where it is long, twice is hard to read.
+        next_step = verdict.next_step or "replctl status"
+        raise family(f"{what}.", verdict.reason, next_step, code=verdict.code)
     return verdict

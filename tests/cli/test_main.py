@@ -246,11 +246,11 @@ def test_colour_only_repeats_what_the_words_say(daemon: FakeDaemon) -> None:
 
 def test_real_terminal_asks_for_the_name(daemon: FakeDaemon) -> None:
     daemon.serve_status(recorded.status(recorded.cut_off()))
-    daemon.on("POST", "/v1/volumes/r0/promote", (200, {"reason": "r0 is primary"}))
+    daemon.on("POST", "/v1/volumes/r0/promote", (200, {"reason": "it was accepted"}))
     arguments = ["--socket", daemon.socket_path, "promote", "r0", "--lose-data"]
     exit_status, shown = on_a_terminal(arguments, b"no\n")
     assert exit_status == 7
     assert "Type the volume's name to go on (r0): " in shown
     exit_status, shown = on_a_terminal(arguments, b"r0\n")
     assert exit_status == 0
-    assert shown.rstrip().endswith("r0 is primary")
+    assert shown.rstrip().endswith("r0 is primary on this node: it was accepted.")

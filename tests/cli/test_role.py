@@ -8,6 +8,9 @@ import json
 import pytest
 
 from repl import errors
+from repl.attach.attaching import Attachment, Attachments
+from repl.attach.machine import Machine
+from repl.attach.mounts import Mount
 from tests.cli import recorded
 from tests.cli.conftest import Operator
 from tests.cli.fake_daemon import FakeDaemon
@@ -37,7 +40,11 @@ def posted(daemon: FakeDaemon) -> list[object]:
 def test_plain_promote_asks_for_nothing_special(daemon: FakeDaemon, replctl: Operator) -> None:
     daemon.on("POST", PROMOTE, (200, {"reason": "beta agreed"}))
     result = replctl("promote", "r0")
-    assert (result.exit_status, result.out, result.err) == (0, "", "beta agreed\n")
+    assert (result.exit_status, result.out, result.err) == (
+        0,
+        "",
+        "r0 is primary on this node: beta agreed.\n",
+    )
     assert posted(daemon) == [{"peer_dead": None, "lose_data": False, "accept_half_copied": False}]
 
 
@@ -95,6 +102,35 @@ def test_unknown_time_of_loss_is_admitted(
     daemon.serve_status(recorded.status(fields))
     daemon.on("POST", PROMOTE, (200, {}))
     assert "(this node does not know when)." in replctl("promote", "r0", "--peer-dead", "beta").err
+
+
+def test_contact_with_a_node_that_is_vouched_for_is_said(
+    daemon: FakeDaemon, replctl: Operator
+) -> None:
+    daemon.serve_status(recorded.status(recorded.volume()))
+    refusal = errors.Refused("Cannot promote r0.", "it is not dead", code="PEER_IS_CONNECTED")
+    daemon.on("POST", PROMOTE, (409, {"error": refusal.to_json()}))
+    result = replctl("promote", "r0", "--peer-dead", "beta")
+    assert result.exit_status == 5
+    assert "(this node has contact with it now)." in result.err.splitlines()[0]
+
+
+def test_demotion_that_a_mount_bars_names_it_and_its_umount(
+    daemon: FakeDaemon, replctl: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = errors.Refused("1 client holds it.", "unix pid 7", "detach", code="DEMOTE_CLIENTS")
+    daemon.on("POST", "/v1/volumes/r0/demote", (409, {"error": refusal.to_json()}))
+    assert replctl("demote", "r0").err.splitlines()[2] == "Next  detach"
+    device = Attachment("r0", "/dev/loop9", "nbdfuse", "mount")
+    monkeypatch.setattr(Attachments, "find", lambda *_: device)
+    mounted = [Mount("/srv/my data", "ext4", "/dev/loop9", "7:9")]
+    monkeypatch.setattr(Machine, "mounts", lambda _: mounted)
+    monkeypatch.setattr("repl.attach.mounts.of_device", lambda table, _: table)
+    lines = replctl("demote", "r0").err.splitlines()
+    assert lines[1].endswith("its device on this node is /dev/loop9, mounted on /srv/my data")
+    assert lines[2].startswith("Next  replctl umount '/srv/my data' --demote   (or ")
+    mounted.clear()
+    assert "Next  replctl detach r0 && replctl demote r0" in replctl("demote", "r0").err
 
 
 def test_time_before_which_contact_was_lost_is_said_as_such(

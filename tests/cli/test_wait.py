@@ -64,7 +64,8 @@ def test_wait_ends_when_the_state_is_there(
             "the daemon does not say",
             "replctl status r0",
         ),
-        ("primary", recorded.cut_off(), "its role is secondary", "replctl status r0"),
+        ("primary", recorded.cut_off(), "its role is secondary", "--peer-dead beta"),
+        ("primary", recorded.secondary("r0"), "its role is secondary", "replctl promote r0"),
         ("primary", recorded.closed(), "The backing", "mount the filesystem"),
     ],
 )
