@@ -326,6 +326,7 @@ def frozen_refusal(volume: str, reason: str, force: str) -> Refused:
     return Refused(
         f"{volume} is frozen: its requests wait.",
         reason,
-        f"bring it back:  replctl status {volume}   (or give up what is not written yet:  {force})",
+        f"see what would bring it back:  replctl status {volume}   "
+        f"(or give up what is not written yet:  {force})",
         code="ATTACH_FROZEN",
     )

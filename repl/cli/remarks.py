@@ -28,6 +28,7 @@ def remarks(volume: Volume, now_s: float | None = None) -> Iterator[str]:
         if peer.slow is not None and not volume.why.startswith(f"{peer.name} is slow"):
             yield describe_slow(peer, peer.slow)
     yield from _held_back(volume, now_s)
+    yield from _served_nowhere(volume)
 
 
 def permits(volume: Volume, now_s: float | None = None) -> Iterator[str]:
@@ -61,6 +62,17 @@ def _away(peer: Peer, now_s: float | None) -> Iterator[str]:
     if lost is not None and back is not None:
         away = units.describe_duration(to_s - from_s)
         yield f"{peer.name} was away {away} (link lost {lost}, back {back})"
+
+
+def _served_nowhere(volume: Volume) -> Iterator[str]:
+    """A pair that is well and serves nobody: its clients wait for somebody to promote."""
+    roles = {volume.role, *(peer.role for peer in volume.peers)}
+    promotable = volume.promotable is not None and volume.promotable.ok
+    # A peer that is away may be primary; what there is to run then stands in the Next.
+    connected = all(peer.connection_state == "connected" for peer in volume.peers)
+    if roles == {"secondary"} and connected and promotable and not volume.resume_pending:
+        name = volume.name
+        yield f"no node is primary of {name}; to serve it here: replctl promote {name}"
 
 
 def _held_back(volume: Volume, now_s: float | None) -> Iterator[str]:

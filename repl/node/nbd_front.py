@@ -169,9 +169,11 @@ class NbdFront:
         if export.get("pending"):
             return f"{name} is about to resume its role on {self._node_name}: {export['reason']}"
         primary = export["primary"]
+        here = f"{name} is {volume['role']} on {self._node_name}"
         if primary is None or primary == self._node_name:
-            return f"{name} is {volume['role']} on {self._node_name}; {export['reason']}"
-        return f"{name} is {volume['role']} on {self._node_name}; its primary is {primary}"
+            reason = export["reason"]
+            return f"{here}; {'no node is known to be primary' if reason == here else reason}"
+        return f"{here}; its primary is {primary}"
 
     # After agreement.
 

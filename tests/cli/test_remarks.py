@@ -95,6 +95,15 @@ def test_a_limit_is_said_while_something_is_copied() -> None:
     ]
 
 
+def test_a_pair_that_nobody_serves_says_so() -> None:
+    idle = recorded.secondary("r0", peers=[recorded.peer(role="secondary")])
+    assert said(idle) == ["no node is primary of r0; to serve it here: replctl promote r0"]
+    assert said(recorded.secondary("r0", peers=[recorded.peer(role="primary")])) == []
+    away = recorded.peer(role="secondary", connection_state="disconnected")
+    assert said(recorded.secondary("r0", peers=[away])) == []
+    assert said({**idle, "resume_pending": True}) == []
+
+
 def test_permits_are_said_with_when_what_and_who() -> None:
     given_ones = [
         {"kind": "peer-dead", "at_s": NOW_S - 60, "permit": "an operator (uid 0) vouched"},

@@ -12,7 +12,8 @@ import signal
 import socket
 import struct
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nbd
 import pytest
@@ -144,6 +145,19 @@ def test_secondary_is_refused_with_the_primarys_name_and_haggling_goes_on(tmp_pa
             assert (await client.replies())[-1][0] == Reply.ACK
 
     run(scenario)
+
+
+def test_export_that_nobody_serves_says_so_and_nothing_twice() -> None:
+    here = "r0 is secondary on alpha"
+    export = {"serving": False, "pending": False, "primary": None, "reason": here}
+    volume = {"name": "r0", "role": "secondary", "export": export, "problem": None}
+    worker = SimpleNamespace(last_volume=lambda: volume)
+    front = NbdFront("alpha", cast(Any, {"r0": worker}), hold_secondary=False)
+    [(_, said)] = asyncio.run(front.list(LOCAL))
+    assert said == f"{here}; no node is known to be primary"
+    export["reason"] = "beta is not connected"
+    [(_, said)] = asyncio.run(front.list(LOCAL))
+    assert said == f"{here}; beta is not connected"
 
 
 def test_client_that_comes_right_after_the_promotion_is_granted(tmp_path: Path) -> None:
