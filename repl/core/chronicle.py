@@ -122,7 +122,7 @@ def decided(session: Session, decision: Decision) -> None:
         volume.note("info", text)
     elif decision.action is Action.SPLIT_BRAIN:
         told.split = True
-        volume.tell("SPLIT_BRAIN_FOUND", f"split-brain: {text}; both are kept", **fields)
+        volume.tell("SPLIT_BRAIN_FOUND", f"{text} Both are kept.", **fields)
     elif decision.action is Action.REFUSE:
         volume.tell("PEER_REFUSED", text, **fields)
     else:

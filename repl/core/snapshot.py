@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from repl.core import contact, permits
+from repl.core.handshake import Action
 from repl.core.liveness import SLOW_PART
 from repl.core.promotion import PromoteRequest, judge, vouching_helps
 from repl.core.splitbrain import not_split
@@ -280,6 +281,9 @@ def _away_why_and_next(volume: Volume, away: list[Session], cut_by: str) -> tupl
     elif any(session.phase is Phase.GREETING for session in away):
         why = f"{peers} has not answered on a new connection yet"
         next_step = f"if it stays so: see whether repld on {peers} hangs, or look at the network"
+    split = [s.name for s in away if s.decision and s.decision.action is Action.SPLIT_BRAIN]
+    if split:
+        why += f"; at the last contact this copy and that on {split[0]} were in a split-brain"
     if volume.is_primary:
         if volume.facts.alone and volume.facts.generation.permit:
             why += f"; {volume.node} goes on without it: {volume.facts.generation.permit}"

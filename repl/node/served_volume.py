@@ -319,7 +319,7 @@ class ServedVolume:
         if verb in ORDERS or verb in COPY_ORDERS:
             if verb == "splitbrain-resolve":
                 keep, by = str(args.get("keep")), orders.giver(args)
-                text = f"{operator(by)} chose the copy on {keep} to be kept"
+                text = f"{operator(by)} ordered that the copy on {keep} be kept"
                 self._tell("RESOLVE_ORDERED", text, keep=keep, by=by)
             verdict = await (ORDERS.get(verb) or COPY_ORDERS[verb])(engine, args)
             return {"reason": verdict.reason, "volume": self.status()}

@@ -219,3 +219,12 @@ def test_a_volume_that_an_operator_disconnected_says_so_and_how_to_connect_it() 
     assert shown["next"].startswith("replctl connect r0; if alpha is stopped: replctl promote ")
     shown = snapshot(pair.alpha, "an operator (uid 0)")
     assert shown["next"] == "replctl connect r0"
+
+
+def test_a_split_brain_is_not_forgotten_with_its_connection() -> None:
+    node = at("split-brain")
+    node.pair.cut()
+    node.pair.run()
+    shown = snapshot(node)
+    assert "at the last contact this copy and that on " in shown["why"]
+    assert shown["why"].endswith("were in a split-brain") or "; alpha goes on" in shown["why"]
