@@ -290,7 +290,9 @@ def _away_why_and_next(volume: Volume, away: list[Session], cut_by: str) -> tupl
     elif judge(volume, PromoteRequest()).verdict.ok:
         next_step += f"; to serve here meanwhile: replctl promote {name}"
     elif vouching_helps(volume):
-        next_step += f"; if {peers} is stopped: replctl promote {name} --peer-dead {peers}"
+        next_step += (
+            f"; if {peers} is known to be stopped: replctl promote {name} --peer-dead {peers}"
+        )
     return why, next_step
 
 

@@ -167,7 +167,9 @@ def cut_off_pair() -> Pair:
 def test_a_cut_off_secondary_is_told_how_it_may_serve() -> None:
     shown = snapshot(cut_off_pair().beta)
     assert "start repld on alpha" in shown["next"]
-    assert shown["next"].endswith("if alpha is stopped: replctl promote r0 --peer-dead alpha")
+    assert shown["next"].endswith(
+        "if alpha is known to be stopped: replctl promote r0 --peer-dead alpha"
+    )
 
 
 def test_a_node_that_accepts_connections_and_hangs_is_no_slow_peer() -> None:
@@ -216,7 +218,9 @@ def test_a_volume_that_an_operator_disconnected_says_so_and_how_to_connect_it() 
     shown = snapshot(pair.beta, "an operator (uid 0)")
     assert shown["cut_by"] == "an operator (uid 0)"
     assert shown["why"] == "an operator (uid 0) disconnected r0 from alpha"
-    assert shown["next"].startswith("replctl connect r0; if alpha is stopped: replctl promote ")
+    assert shown["next"].startswith(
+        "replctl connect r0; if alpha is known to be stopped: replctl promote "
+    )
     shown = snapshot(pair.alpha, "an operator (uid 0)")
     assert shown["next"] == "replctl connect r0"
 
