@@ -75,8 +75,7 @@ class Volume:
         self.client_names: list[str] = []
         self.is_primary = False
         self._freezes: set[str] = set()
-        #: Told of the end of a clean stop that waits for its sync.
-        self._closing: Callable[[], None] | None = None
+        self._closing: Callable[[], None] | None = None  # waits for the sync of a clean stop
         self._chunk_number = 0
         self.commits = Commits(facts, maps, lambda old, new: chronicle.stored(self, old, new))
         self.syncs = Syncs()
@@ -241,6 +240,7 @@ class Volume:
         if self._closing is not None:
             # The sync that the end waits for was the one that failed.
             self.commits.request(self._closing)
+            self._closing = None
 
     def _failure_stored(self) -> None:
         for session in self.sessions.values():
@@ -354,12 +354,13 @@ class Volume:
             self.commits.request(then)
         else:
             self._closing = then
-            self.syncs.request(lambda: self._closed(then))
+            self.syncs.request(self._closed)
 
-    def _closed(self, then: Callable[[], None]) -> None:
-        self._closing = None
-        self.change_facts(clean=True)
-        self.commits.request(then, with_maps=True)
+    def _closed(self) -> None:
+        then, self._closing = self._closing, None
+        if then is not None:
+            self.change_facts(clean=True)
+            self.commits.request(then, with_maps=True)
 
     # What the parts ask of the whole.
 
