@@ -33,6 +33,8 @@ class Absence:
         #: Peers not met since: the number of the ping whose answer will do on the connection that
         #: there was, or 0 where only a handshake will.
         self._unmet: dict[str, int] = {}
+        #: It happened while this node was becoming primary; 0 if none did.
+        self._away_before_s = 0.0
 
     @property
     def doubtful(self) -> bool:
@@ -51,6 +53,18 @@ class Absence:
             # Its silence, or its lack of answers, was this node's own.
             session.live.excuse(away_s)
             session.progress.excuse(away_s)
+        if not volume.is_primary and volume.roles.task is not None:
+            self._away_before_s = max(self._away_before_s, away_s)
+        self._doubt(away_s)
+
+    def became_primary(self) -> None:
+        """What gave leave to that may be from before an absence, and another's by now."""
+        away_s, self._away_before_s = self._away_before_s, 0.0
+        if away_s:
+            self._doubt(away_s)
+
+    def _doubt(self, away_s: float) -> None:
+        volume = self._volume
         to_meet = volume.member_sessions()
         if not to_meet and not sole_and_answered(volume.facts.lineage, volume.facts.node_id):
             to_meet = list(volume.sessions.values())

@@ -189,6 +189,7 @@ class Roles:
         self._end()
         chronicle.promoted(self._volume, self._request, self._reason)
         self._volume.become_primary()
+        self._volume.absence.became_primary()
         if number:
             self._volume.answer(number, granted(self._reason))
 
@@ -226,6 +227,7 @@ class Roles:
         self._volume.tell("RESUMED", "resuming as primary after a restart")
         self._volume.intents.connection_ended()
         self._volume.become_primary()
+        self._volume.absence.became_primary()
 
     # Demotion.
 

@@ -55,6 +55,28 @@ def test_answers_from_before_the_absence_prove_nothing() -> None:
     assert (pair.alpha.reads, pair.alpha.replies) == ([read], [write])
 
 
+def test_leave_to_resume_from_before_the_absence_serves_nobody() -> None:
+    pair = established_pair()
+    pair.restart(pair.alpha)
+    pair.run()
+    pair.connect()
+    while pair.alpha.volume.roles.task is None:
+        pair.alpha.step()
+        if pair.alpha.volume.roles.task is None:
+            pair.beta.step()
+    pair.beta.step()
+    pair.beta.hold_incoming = True
+    after_absence(pair)
+    pair.run()
+    assert pair.alpha.volume.is_primary, "beta agreed before"
+    read = pair.alpha.read()
+    pair.run()
+    assert not pair.alpha.reads, "beta may be primary by now"
+    pair.beta.hold_incoming = False
+    pair.run()
+    assert pair.alpha.reads == [read]
+
+
 def test_primary_that_was_superseded_meanwhile_answers_nothing() -> None:
     pair = established_pair()
     pair.cut()
