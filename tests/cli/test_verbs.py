@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from repl import __version__
+from repl import __version__, build
 from tests.cli import recorded
 from tests.cli.conftest import Operator
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.test_role import at_a_terminal, posted
 
 ADOPT = "/v1/volumes/r0/adopt"
+#: What this side says of itself: its version and its build.
+HERE = f"replctl {__version__} ({build.kind()})"
 
 
 @pytest.mark.parametrize("verb", ["connect", "disconnect"])
@@ -119,11 +121,12 @@ def test_config_check_shows_every_mistake(replctl: Operator, tmp_path: Path) -> 
 
 def test_version_shows_both_sides(daemon: FakeDaemon, replctl: Operator) -> None:
     daemon.on("GET", "/v1/version", (200, {"version": "9.9.9"}))
-    assert replctl("version").out == f"replctl {__version__}\nrepld 9.9.9\n"
+    assert replctl("version").out == f"{HERE}\nrepld 9.9.9\n"
     daemon.on("GET", "/v1/version", (200, {"version": "9.9.9", "build": "compiled"}))
-    assert replctl("version").out == f"replctl {__version__}\nrepld 9.9.9 (compiled)\n"
+    assert replctl("version").out == f"{HERE}\nrepld 9.9.9 (compiled)\n"
     assert json.loads(replctl("--json", "version").out) == {
         "replctl": __version__,
+        "replctl_build": build.kind(),
         "repld": "9.9.9",
         "build": "compiled",
     }
@@ -132,5 +135,5 @@ def test_version_shows_both_sides(daemon: FakeDaemon, replctl: Operator) -> None
 def test_version_without_a_daemon_is_no_failure(replctl: Operator, tmp_path: Path) -> None:
     replctl.socket_path = str(tmp_path / "absent.sock")
     result = replctl("version")
-    assert (result.exit_status, result.out) == (0, f"replctl {__version__}\n")
+    assert (result.exit_status, result.out) == (0, f"{HERE}\n")
     assert "No repld answers" in result.err
