@@ -79,32 +79,52 @@ class WriteKind(enum.IntEnum):
     TRIM = 2
 
 
-@dataclass(slots=True)
 class Outbox:
-    """The effects of one turn; empty fields ask for nothing."""
+    """The effects of one turn; empty fields ask for nothing.
 
-    commit: Commit | None = None
-    send: dict[str, list[SendJob]] = field(default_factory=dict)
-    disk: list[DiskJob] = field(default_factory=list)
-    apply: list[ApplyJob] = field(default_factory=list)
-    reads: list[Op] = field(default_factory=list)
-    copies: list[CopyJob] = field(default_factory=list)
-    #: Number of a sync of the backing to start after all of the above; 0 for none.
-    sync: int = 0
-    #: (Declared wide so that a checker can put a list of its own here in a compiled build too.)
-    replies: MutableSequence[Op] = field(default_factory=list)
-    #: Requests of abandoned clients of which nothing happened: release their payloads.
-    forget: list[Op] = field(default_factory=list)
-    #: Close every client connection without an answer: their clients re-send elsewhere.
-    abandon_clients: bool = False
-    #: Connections to close: (peer, reason).
-    drop: list[tuple[str, str]] = field(default_factory=list)
-    #: Answers to operators' requests: (request number, verdict).
-    answers: list[tuple[int, Verdict]] = field(default_factory=list)
-    #: Events, and sentences for the log.
-    notes: list[Note] = field(default_factory=list)
-    #: What status shows has changed.
-    changed: bool = False
+    No dataclass: one is made each turn, and a generated initializer is never compiled.
+    """
+
+    __slots__ = (
+        "abandon_clients",
+        "answers",
+        "apply",
+        "changed",
+        "commit",
+        "copies",
+        "disk",
+        "drop",
+        "forget",
+        "notes",
+        "reads",
+        "replies",
+        "send",
+        "sync",
+    )
+
+    def __init__(self) -> None:
+        self.commit: Commit | None = None
+        self.send: dict[str, list[SendJob]] = {}
+        self.disk: list[DiskJob] = []
+        self.apply: list[ApplyJob] = []
+        self.reads: list[Op] = []
+        self.copies: list[CopyJob] = []
+        #: Number of a sync of the backing to start after all of the above; 0 for none.
+        self.sync = 0
+        #: (Declared wide so that a checker can put a list of its own here in a compiled build too.)
+        self.replies: MutableSequence[Op] = []
+        #: Requests of abandoned clients of which nothing happened: release their payloads.
+        self.forget: list[Op] = []
+        #: Close every client connection without an answer: their clients re-send elsewhere.
+        self.abandon_clients = False
+        #: Connections to close: (peer, reason).
+        self.drop: list[tuple[str, str]] = []
+        #: Answers to operators' requests: (request number, verdict).
+        self.answers: list[tuple[int, Verdict]] = []
+        #: Events, and sentences for the log.
+        self.notes: list[Note] = []
+        #: What status shows has changed.
+        self.changed = False
 
     @property
     def empty(self) -> bool:

@@ -190,18 +190,18 @@ def decode_frames(buffer: memoryview, start: int, end: int) -> tuple[list[Frame]
     """Return the verified frames that lie whole between `start` and `end`, and where the rest
     begins. Payloads are slices of `buffer`. Raises `PeerError` for a broken one."""
     frames: list[Frame] = []
-    unpack, write = HEADER.unpack_from, Type.WRITE
+    unpack, write, ack = HEADER.unpack_from, Type.WRITE, Type.ACK
     while end - start >= HEADER_BYTES:
         magic, version, kind, payload_bytes, seq, offset, length, generation, flags, checksum = (
             unpack(buffer, start)
         )
         known = write
-        if not (
-            kind == write
-            and payload_bytes == length <= PAYLOAD_BYTES_MAX
-            and magic == MAGIC
-            and version == VERSION
-        ):
+        # The two of every write, the rest with care.
+        if magic != MAGIC or version != VERSION:
+            known = decode_header(buffer, start).type
+        elif kind == ack and not payload_bytes:
+            known = ack
+        elif kind != write or not payload_bytes == length <= PAYLOAD_BYTES_MAX:
             known = decode_header(buffer, start).type
         body = start + HEADER_BYTES
         stop = body + payload_bytes
