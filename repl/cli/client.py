@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,6 +24,7 @@ ACTION_TIMEOUT_S = 120.0
 RESPONSE_BYTES_MAX = 64 << 20
 FOLLOW_TIMEOUT_S = 30.0
 """A stream of events shows life every few seconds; a longer silence is a daemon that hangs."""
+CONNECT_PAUSE_S = 0.02
 _START = "start it:  systemctl start repld   (or in the foreground:  repld --config FILE)"
 
 
@@ -35,10 +37,21 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self.sock.settimeout(self.timeout)
-            self.sock.connect(self._socket_path)
+            self._connect(time.monotonic() + (self.timeout or 0.0))
         except OSError:
             self.sock.close()
             raise
+
+    def _connect(self, deadline_s: float) -> None:
+        """A Unix socket refuses at once while as many as it queues wait to be accepted."""
+        while True:
+            try:
+                self.sock.connect(self._socket_path)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(CONNECT_PAUSE_S)
 
 
 class Client:

@@ -153,6 +153,24 @@ def test_socket_comes_from_the_environment(
     assert capsys.readouterr().out == "OK 1 volume is well.\n"
 
 
+def test_a_daemon_whose_queue_is_full_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, waits = str(tmp_path / "repld.sock"), threading.Event()
+    monkeypatch.setattr("repl.cli.client.time.sleep", lambda _: waits.set())
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        asking = threading.Thread(target=lambda: failure_of(Client(path).status))
+        asking.start()
+        assert waits.wait(10)
+        listener.accept()[0].close()
+        listener.settimeout(10)
+        listener.accept()[0].close()
+        asking.join()
+
+
 def test_concurrent_questions_do_not_mix(daemon: FakeDaemon) -> None:
     for name in ("a", "b"):
         daemon.on("GET", f"/v1/volumes/{name}", (200, recorded.volume(name)))
