@@ -14,12 +14,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from repl.core.lineage import sole_and_answered
+from repl.core.roles import Task
 
 if TYPE_CHECKING:
     from repl.core.session import Session
     from repl.core.volume import Volume
 
 _FREEZE = "absent"
+#: Procedures that end with this node as primary.
+_BECOMING = (Task.ASKING, Task.PROMOTING)
 #: A busy machine or a slow disk explains a shorter absence, and one ping ends it: not worth a line.
 LONG_S = 3.0
 
@@ -53,7 +56,7 @@ class Absence:
             # Its silence, or its lack of answers, was this node's own.
             session.live.excuse(away_s)
             session.progress.excuse(away_s)
-        if not volume.is_primary and volume.roles.task is not None:
+        if volume.roles.task in _BECOMING and not volume.is_primary:
             self._away_before_s = max(self._away_before_s, away_s)
         self._doubt(away_s)
 
