@@ -177,6 +177,7 @@ class Changes:
             return
         session.confirmed = True
         session.live.unconfirmed_since_s = None
+        session.release_durable()
         volume.set_base(session.name, generation_id)
         if session.phase is Phase.JOINING:
             volume.intents.clear_suspects()

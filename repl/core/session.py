@@ -391,14 +391,18 @@ class Session:
 
     def require_durable(self, barrier: Barrier) -> None:
         """Tell the barrier when all that was sent until now is durable at the peer."""
-        if not self.settled:
-            # Away, or its copy of the union counts as neither applied nor durable (design §5).
+        if not self.settled:  # away, or its copy counts as neither applied nor durable (design §5)
             self._keep_waiting(barrier)
-        elif self.durable_seq >= self.sent_seq:
-            barrier.peer_done(self.name)
         else:
             self._barriers.append((self.sent_seq, barrier))
             self.ask_sync()
+            self.release_durable()
+
+    def release_durable(self) -> None:
+        """Tell barriers whose frames are durable there, once it has stored the generation: else a
+        flush of nothing would count as an answer under a generation that it never heard of."""
+        while self._barriers and self.confirmed and self._barriers[0][0] <= self.durable_seq:
+            self._barriers.popleft()[1].peer_done(self.name)
 
     def _keep_waiting(self, barrier: Barrier) -> None:
         """The peer is not settled: a client's flush waits for it, upkeep does not."""
@@ -442,11 +446,9 @@ class Session:
             # Under load a newer sync is always asked for; each one that ends is an answer.
             ended = durable >= self._sync_asked_seq
             self.live.unsynced_since_s = None if ended else self.volume.now
-            recent = self.recent
-            while recent and recent[0][0] <= durable:
-                recent.popleft()
-            while self._barriers and self._barriers[0][0] <= durable:
-                self._barriers.popleft()[1].peer_done(self.name)
+            while self.recent and self.recent[0][0] <= durable:
+                self.recent.popleft()
+            self.release_durable()
         if self.source is not None:
             self.source.acked(applied, durable)
 
