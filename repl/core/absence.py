@@ -6,7 +6,8 @@ answer to a ping of now, or by a handshake that began now. What lies in its buff
 proves nothing. It waits for a bounded time; then it goes on like any primary whose peer is out of
 reach (G4). A node that is alone in its set and has answered somebody since waits for nobody:
 whoever was promoted in its place lacks what it acknowledged, and only a person can choose. One that
-has answered nobody yet can still give way.
+has answered nobody yet can still give way; so can one whose generation is marked as answered while
+the answer is still on its way: it takes the mark back.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Absence:
 
     def _doubt(self, away_s: float) -> None:
         volume = self._volume
+        if volume.is_primary and not any(each.split for each in volume.sessions.values()):
+            volume.writes.take_back_mark()
         to_meet = volume.member_sessions()
         if not to_meet and not sole_and_answered(volume.facts.lineage, volume.facts.node_id):
             to_meet = list(volume.sessions.values())

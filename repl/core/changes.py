@@ -90,6 +90,8 @@ class Changes:
         waits = any(session.client_waits for session in absent) and not volume.absence.doubtful
         answered = agreed or waits
         self._extend(members, volume.facts.node_id, Origin.ALONE, permit, answered)
+        if waits and not agreed:
+            volume.writes.marked_ahead = volume.facts.generation.id
         volume.commits.request(lambda: self._lose_stored(absent), with_maps=True)
 
     def _lose_stored(self, lost: list[Session]) -> None:

@@ -137,6 +137,6 @@ def extend(lineage: Lineage, newest: Generation, keep_ids: Iterable[int]) -> Lin
     return (*recent, *grown[LINEAGE_KEPT + len(gap) : max(indexes) + 1])
 
 
-def mark_answered(lineage: Lineage) -> Lineage:
-    """Return the lineage with its current generation marked as answered."""
-    return (replace(lineage[0], answered=True), *lineage[1:])
+def mark_answered(lineage: Lineage, answered: bool = True) -> Lineage:
+    """Return the lineage with its current generation marked as answered, or as not."""
+    return (replace(lineage[0], answered=answered), *lineage[1:])

@@ -126,6 +126,9 @@ class ClientWrites:
         self._epoch = 0
         #: The facts in memory and the stored ones that `_may_answer` saw, and what it found.
         self._judged: tuple[Facts | None, Facts | None, bool] = (None, None, False)
+        #: The id of the generation that this process marked as answered, as long as nobody has got
+        #: an answer under it; else 0.
+        self.marked_ahead = 0
 
     @property
     def drained(self) -> bool:
@@ -391,14 +394,32 @@ class ClientWrites:
             generation = stored.generation
             answered = generation.answered and generation.id == facts.generation.id
             self._judged = facts, stored, answered
+            if answered:
+                self.marked_ahead = 0  # whoever asks replies now
         return self._judged[2]
 
     def mark_answered(self) -> None:
-        """Make the current generation's mark durable, then send the replies that wait for it."""
+        """Make the current generation's mark durable, then send the replies that wait for it.
+
+        In doubt about its peers a node answers nobody, and says of no generation that it has.
+        """
         facts = self._volume.facts
+        if self._volume.absence.doubtful:
+            return  # `answer_waiting` comes back to it
         if not facts.generation.answered:
             self._volume.change_facts(lineage=mark_answered(facts.lineage))
+            self.marked_ahead = facts.generation.id
         self._volume.commits.request(self._answer)
+
+    def take_back_mark(self) -> None:
+        """Nobody was answered under the mark that this process made, and now nobody may be: without
+        it this node can still give way to one that was promoted in its place."""
+        volume = self._volume
+        facts, marked = volume.facts, self.marked_ahead
+        if marked and marked == facts.generation.id:
+            self.marked_ahead = 0
+            volume.change_facts(lineage=mark_answered(facts.lineage, False))
+            volume.commits.request()
 
     def answer_waiting(self) -> None:
         """Answer what waited only for this node to meet the members again, if nothing else."""

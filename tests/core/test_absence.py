@@ -174,6 +174,83 @@ def test_lone_primary_that_has_answered_nobody_can_still_give_way() -> None:
     assert pair.equal() and pair.alpha.disk[0] == 2
 
 
+def alone_with_an_answer_on_its_way(pair: Pair, held: str) -> str:
+    """alpha, alone, is about to mark that it has answered when it ceases to run; beta takes over,
+    which is right, for nobody has got an answer; return alpha's write."""
+    pair.cut()
+    pair.alpha.volume.changes.lose([pair.alpha.session], "a test")
+    pair.run()
+    assert pair.alpha.metadata.facts.alone
+    setattr(pair.alpha, f"hold_{held}", True)
+    write = pair.alpha.write(0, data(1))
+    pair.run()
+    assert promote(pair.beta, VOUCH_ALPHA) == ""
+    theirs = pair.beta.write(0, data(2))
+    pair.run()
+    assert pair.beta.replies == [theirs] and not pair.alpha.replies
+    return write
+
+
+@pytest.mark.parametrize("held", ["commits", "disk"])
+def test_an_answer_on_its_way_does_not_keep_a_lone_primary_from_giving_way(held: str) -> None:
+    pair = established_pair()
+    write = alone_with_an_answer_on_its_way(pair, held)
+    after_absence(pair)
+    setattr(pair.alpha, f"hold_{held}", False)
+    pair.run()
+    assert not pair.alpha.replies and not pair.alpha.metadata.facts.generation.answered
+    for _ in range(3):
+        pair.connect()
+        pair.run()
+        if pair.alpha.connected:
+            break
+    assert not pair.alpha.replies and write in pair.alpha.forgotten
+    assert pair.equal() and pair.alpha.disk[0] == 2
+
+
+@pytest.mark.parametrize("held", ["commits", "syncs"])
+def test_loss_under_way_does_not_keep_a_lone_primary_from_giving_way(held: str) -> None:
+    pair = established_pair()
+    pair.alpha.write(0, data(3))
+    pair.run()
+    pair.cut()
+    setattr(pair.alpha, f"hold_{held}", True)
+    write = pair.alpha.write(0, data(1))
+    pair.advance(3.0)
+    assert pair.alpha.volume.changes.busy
+    assert promote(pair.beta, VOUCH_ALPHA) == ""
+    theirs = pair.beta.write(0, data(2))
+    pair.run()
+    after_absence(pair)
+    setattr(pair.alpha, f"hold_{held}", False)
+    pair.run()
+    assert write not in pair.alpha.replies
+    for _ in range(3):
+        pair.connect()
+        pair.run()
+        if pair.alpha.connected:
+            break
+    assert pair.beta.replies == [theirs]
+    assert write not in pair.alpha.replies and write in pair.alpha.forgotten
+    assert pair.equal() and pair.alpha.disk[0] == 2
+
+
+def test_a_mark_that_was_taken_back_is_made_again_before_the_answer() -> None:
+    pair = established_pair()
+    pair.cut()
+    pair.alpha.volume.changes.lose([pair.alpha.session], "a test")
+    pair.run()
+    pair.alpha.hold_commits = True
+    write = pair.alpha.write(0, data(1))
+    pair.run()
+    after_absence(pair)
+    pair.alpha.hold_commits = False
+    pair.run()
+    assert not pair.alpha.replies
+    pair.advance(pair.alpha.volume.timeouts.meeting_s + 1.0)
+    assert pair.alpha.replies == [write] and pair.alpha.metadata.facts.generation.answered
+
+
 def test_status_says_whom_clients_wait_for() -> None:
     pair = established_pair()
     pair.beta.hold_incoming = True

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from repl.core.blockmap import BlockMap
 from repl.core.handshake import SOURCE_ACTIONS, TARGET_ACTIONS, Action, decide
 from repl.core.hello import Hello
+from repl.core.lineage import Origin
 from repl.core.states import Phase
 from repl.core.volume import Volume
 from repl.core.wire import PeerError
@@ -202,9 +203,19 @@ class Cover:
     def _check_winner(self, source: _Side, target: _Side, when: str, cut: frozenset[str]) -> None:
         """What the source holds is what both will hold: it must have what was promised."""
         line = source.node.ledger
-        if target.node.ledger is not line:
+        if target.node.ledger is not line or _begins_a_line(source):
             return
         spared = [name for name in self._world.nodes if name not in cut]
         unknown = source.node.hidden_failure and target.volume.facts.crashed
         durable = unknown or not line.kept_by(spared)
         line.check_written(source.sector, f"{when}: {source.node.name} would win", durable=durable)
+
+
+def _begins_a_line(side: _Side) -> bool:
+    """Whether a word that gives up data is stored there, and nobody has heard of that yet."""
+    node, entries = side.node, side.volume.facts.lineage
+    if node.request is None or not entries or entries[0].primary != node.node_id:
+        return False
+    stored = entries[0].origin in (Origin.DATA_LOST, Origin.PEER_DEAD)
+    wrong = node.request.lose_data or not node.vouched_truly
+    return stored and wrong and entries[0].id != node.laws.facts.generation.id

@@ -155,7 +155,10 @@ class DiskWork:
         node.world.lines.stored(node, before, after)
         if after.lineage and (not before.lineage or before.generation != after.generation):
             generation = after.generation
-            if generation.members == (after.node_id,):
+            made = not before.lineage or before.generation.id != generation.id
+            if not made:
+                pass  # its mark: nothing new has to be durable for that
+            elif generation.members == (after.node_id,):
                 node.ledger.went_alone(node.name)
                 node.world.check_durable(node)
             elif node.core.sessions[node.peer].phase is Phase.JOINING:

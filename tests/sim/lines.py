@@ -100,6 +100,15 @@ class Lines:
         entries = other.stored_facts().lineage if other.started else ()
         return sole_and_answered(entries, other.node_id) and mine.counter <= entries[0].counter
 
+    def answered_alone(self, node: Node) -> bool:
+        """Whether a client got an answer while this node was alone in the in-sync set, as it is."""
+        for entry in node.core.facts.lineage:
+            if entry.members != (node.node_id,):
+                return False
+            if entry.id in self.answered_under:
+                return True
+        return False
+
     def fork(self, node: Node, *, lacks: bool, reason: str) -> None:
         """The copy of this node is a line of its own from now on."""
         node.say("its copy is a line of its own from now on")

@@ -339,13 +339,12 @@ class World:
         other = self.other(node)
         if not other.running or not other.backlog.frozen:
             return not other.running
-        entries = other.core.facts.lineage
-        waits = other.core.is_primary and not lineage.sole_and_answered(entries, other.node_id)
+        # Alone it waits as long as nobody was answered; the mark of that may be on its way.
+        waits = other.core.is_primary and not self.lines.answered_alone(other)
         return (
             self.sheltered
             and waits
             and node.core.sessions[other.name].phase is Phase.DOWN
-            and not other.core.changes.busy
             and not other.core.roles.busy
         )
 
