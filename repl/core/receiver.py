@@ -161,6 +161,15 @@ class Receiver:
             _, offset, length = self._brought.popleft()
             remaining.clear(offset, length)
         self._session.progress.done(before_bytes - remaining.set_bytes, volume.now)
+        if self._session.phase is Phase.TARGET and volume.facts.inconsistent:
+            self._rest_at(seq)
+
+    def _rest_at(self, seq: int) -> None:
+        """A copy that nobody may serve needs no intents where it is durable: what its source may
+        still lose is marked there. Else all that a long copy brings would stay marked to its end,
+        and be looked at again after every interruption. A settle's target is a copy, and waits."""
+        if self._volume.intents.clear_up_to(seq):
+            self._volume.commits.request(with_maps=True)
 
     # Frames, in order.
 

@@ -8,7 +8,7 @@ from repl.core import receiver
 from repl.core.states import Phase
 from repl.core.upkeep import WATERMARK_INTERVAL_S
 from repl.core.wire import PAYLOAD_BYTES_MAX, PeerError, Type
-from tests.core.every_phase import at
+from tests.core.every_phase import at, behind_pair
 from tests.core.pair_of_cores import BLOCK, EXTENT, SIZE, Node, data
 
 
@@ -328,6 +328,42 @@ def test_an_interrupted_target_stays_inconsistent_and_keeps_its_remaining_map() 
     assert node.session.phase is Phase.ESTABLISHED
     assert not node.metadata.facts.inconsistent
     assert pair.equal()
+
+
+@pytest.mark.parametrize("crash", [True, False])
+def test_what_an_interrupted_copy_has_brought_durably_is_not_looked_at_again(crash: bool) -> None:
+    """Its extents are marked no more, neither in memory nor for a restart."""
+    pair = behind_pair()
+    for extent in (1, 2):
+        pair.alpha.write(extent * EXTENT, data(5))
+    pair.run()
+    alpha, beta = pair.alpha, pair.beta
+    alpha.hold_copies = True
+    pair.connect()
+    pair.run()
+    for _ in ("compared", "copied"):
+        brought = [job for job in alpha.copy_jobs if job[1] == 0]
+        alpha.copy_jobs = [job for job in alpha.copy_jobs if job[1]]
+        alpha.finish_copies(brought)
+        pair.run()
+    beta.begin_turn()
+    beta.session.receiver.sync()
+    pair.run()
+    assert beta.metadata.facts.inconsistent
+    assert beta.metadata.maps().intents.count == beta.volume.maps.intents.count == 0
+    if crash:
+        pair.restart(beta, power_loss=True)
+        pair.run()
+    else:
+        pair.cut()
+    alpha.copy_jobs.clear()
+    pair.connect()
+    pair.run()
+    looked_at = {job[1] for job in alpha.copy_jobs}
+    assert looked_at == {EXTENT, 2 * EXTENT}
+    alpha.hold_copies = False
+    pair.run()
+    assert pair.equal() and beta.session.phase is Phase.ESTABLISHED
 
 
 def test_a_generation_is_confirmed_only_after_it_is_stored() -> None:
