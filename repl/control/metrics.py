@@ -64,10 +64,15 @@ class VolumeCollector(Collector):
             ("repl_volume_size_bytes", "Size of the volume.", "size_bytes"),
             ("repl_volume_serving", "1 while the export is served.", "serving"),
             ("repl_volume_clients", "Attached NBD clients.", "clients"),
+            (
+                "repl_volume_intent_bytes",
+                "Bytes under write intents: what is compared after a crash.",
+                "intent_bytes",
+            ),
         ):
             family = GaugeMetricFamily(name, text, labels=["volume"])
             for volume in volumes:
-                family.add_metric([volume["name"]], volume[key])
+                family.add_metric([volume["name"]], volume.get(key) or 0)
             yield family
         problem = GaugeMetricFamily(
             "repl_volume_problem", "1 while the volume has a problem.", labels=["volume"]

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from repl.core.blockmap import BlockMap
 
-#: More hot extents than this start a checkpoint at every tick, which clears the ones at rest.
+#: More hot extents than this start a checkpoint at every tick, which clears the ones at rest; they
+#: cover 4 GiB in extents of 1 MiB. It is no hard bound: no write waits for a checkpoint.
 HOT_EXTENTS_MAX = 4096
 #: A write that goes on from a hot extent into a cold one marks so many behind it too, so that a
 #: sequential stream costs one commit for several extents.

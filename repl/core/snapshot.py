@@ -50,6 +50,7 @@ def volume_snapshot(volume: Volume, cut_by: str = "") -> dict[str, Any]:
         "resume_pending": volume.roles.resume_pending,
         "pending_requests": volume.writes.pending,
         "hot_extents": len(volume.intents.hot),
+        "intent_bytes": volume.maps.intents.set_bytes,
         "promotable": {
             "ok": promotable.ok,
             "reason": promotable.reason,

@@ -36,6 +36,7 @@ R0: JsonObject = {
     "disk_state": "up-to-date",
     "serving": True,
     "clients": 3,
+    "intent_bytes": 5 << 20,
     "problem": None,
     "peers": [{"name": "beta", "connection_state": "connecting", "out_of_sync_bytes": 8192}],
     "nbd": dataclasses.asdict(TransmissionCounters(requests=70, bytes_read=4096, stalled=2))
@@ -123,6 +124,8 @@ def test_scrape_shows_each_volume_and_peer(loop: Any) -> None:
         assert found[("repl_volume_serving", "r0")] == 1
         assert found[("repl_volume_serving", "r1")] == 0
         assert found[("repl_volume_clients", "r0")] == 3
+        assert found[("repl_volume_intent_bytes", "r0")] == 5 << 20
+        assert found[("repl_volume_intent_bytes", "r1")] == 0
         assert found[("repl_volume_problem", "r0")] == 0
         assert found[("repl_volume_problem", "r1")] == 1
         assert found[("repl_peer_out_of_sync_bytes", "beta", "r0")] == 8192

@@ -13,7 +13,7 @@ from repl.core.snapshot import volume_snapshot
 from repl.core.states import ConnectionState, DiskState, ReplicationState, Role
 from repl.errors import CODES
 from tests.core.every_phase import STAGES, at, behind_pair
-from tests.core.pair_of_cores import SIZE, Node, Pair, data, established_pair
+from tests.core.pair_of_cores import EXTENT, SIZE, Node, Pair, data, established_pair
 
 EXPECTED = {
     "down": ("disconnected", "off"),
@@ -149,6 +149,17 @@ def test_a_frozen_primary_is_shown_as_frozen_with_what_waits() -> None:
     shown = snapshot(node)
     assert shown["serving"] and shown["frozen"]
     assert shown["pending_requests"] == 1
+
+
+def test_what_a_crash_would_have_to_compare_is_shown_suspects_included() -> None:
+    pair = established_pair()
+    pair.alpha.write(EXTENT, data(1))
+    pair.run()
+    assert snapshot(pair.alpha)["intent_bytes"] == EXTENT
+    pair.restart(pair.alpha)
+    pair.run()
+    shown = snapshot(pair.alpha)
+    assert (shown["hot_extents"], shown["intent_bytes"]) == (0, EXTENT)
 
 
 def test_promotable_is_what_a_plain_promotion_would_be_told() -> None:
