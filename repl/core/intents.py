@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from repl.core.blockmap import BlockMap
 
-#: More hot extents than this start a checkpoint at every tick, which clears the ones at rest; they
-#: cover 4 GiB in extents of 1 MiB. It is no hard bound: no write waits for a checkpoint.
+#: No write makes more extents hot than this (4 GiB in extents of 1 MiB) but one that covers more by
+#: itself: it waits for room.
 HOT_EXTENTS_MAX = 4096
 #: A write that goes on from a hot extent into a cold one marks so many behind it too, so that a
 #: sequential stream costs one commit for several extents.
@@ -35,6 +35,25 @@ class Intents:
         self.suspect: set[int] = {
             extent for first, last in bitmap.runs() for extent in range(first, last)
         }
+        self.limit = HOT_EXTENTS_MAX
+        #: Extents that are cleared here, and on disk with a commit under way: they take room still.
+        self.clearing = 0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is time to make room, before a write has to wait for it."""
+        return len(self.hot) >= self.limit - self.limit // 8
+
+    def missing(self, offset: int, length: int) -> int:
+        """Return how many extents of a range are not hot."""
+        hot = self.hot
+        extents = range(offset >> self.shift, ((offset + length - 1) >> self.shift) + 1)
+        return sum(extent not in hot for extent in extents)
+
+    def has_room(self, extents: int) -> bool:
+        """Whether so many more may become hot; more than the limit only where it is kept now."""
+        taken = len(self.hot) + self.clearing
+        return taken + extents <= self.limit or (extents > self.limit and taken <= self.limit)
 
     def touch(self, offset: int, length: int, number: int) -> bool:
         """Note a write; return whether all its extents are durable intents already.
@@ -59,7 +78,9 @@ class Intents:
         return ready
 
     def _mark_ahead(self, first: int, number: int) -> None:
-        for extent in range(first, min(first + AHEAD_EXTENTS, self.bitmap.bits)):
+        room = self.limit - len(self.hot) - self.clearing
+        ahead = min(AHEAD_EXTENTS, room)
+        for extent in range(first, min(first + ahead, self.bitmap.bits)):
             if extent not in self.hot and self.bitmap.mark_blocks(extent, extent + 1):
                 self.coming.add(extent)
                 self.hot[extent] = number
@@ -85,6 +106,23 @@ class Intents:
             del self.hot[extent]
             self.bitmap.clear_blocks(extent, extent + 1)
         return len(rested)
+
+    def make_room(self, number: int, keep: int) -> int:
+        """Do the same in the order of the last writes until `keep` are left. A suspect is only not
+        hot any more: it stays marked. Return how many were cleared."""
+        hot, cleared = self.hot, 0
+        ended = [e for e, last in hot.items() if last <= number and e not in self.coming]
+        ended.sort(key=hot.__getitem__)
+        for extent in ended[: max(0, len(hot) - keep)]:
+            del hot[extent]
+            if extent not in self.suspect:
+                self.bitmap.clear_blocks(extent, extent + 1)
+                cleared += 1
+        return cleared
+
+    def any_ended(self, number: int) -> bool:
+        """Whether `make_room` would find any extent."""
+        return any(last <= number and e not in self.coming for e, last in self.hot.items())
 
     def connection_ended(self) -> None:
         """Numbers belong to a connection: what was hot under it becomes suspect."""

@@ -389,9 +389,10 @@ class Session:
         self.send(kind, seq, offset, length, flags, source)
         return seq
 
-    def require_durable(self, barrier: Barrier) -> None:
-        """Tell the barrier when all that was sent until now is durable at the peer."""
-        if not self.settled:  # away, or its copy counts as neither applied nor durable (design §5)
+    def require_durable(self, barrier: Barrier, *, settled: bool = True) -> None:
+        """Tell the barrier when all that was sent until now is durable at the peer; with `settled`,
+        not before the peer has all the rest too."""
+        if settled and not self.settled:
             self._keep_waiting(barrier)
         else:
             self._barriers.append((self.sent_seq, barrier))
@@ -400,8 +401,11 @@ class Session:
 
     def release_durable(self) -> None:
         """Tell barriers whose frames are durable there, once it has stored the generation: else a
-        flush of nothing would count as an answer under a generation that it never heard of."""
-        while self._barriers and self.confirmed and self._barriers[0][0] <= self.durable_seq:
+        flush of nothing would count as an answer under a generation that it never heard of. Upkeep
+        is no answer."""
+        while self._barriers and self._barriers[0][0] <= self.durable_seq:
+            if not self.confirmed and self._barriers[0][1].waiter is not Waiter.UPKEEP:
+                break
             self._barriers.popleft()[1].peer_done(self.name)
 
     def _keep_waiting(self, barrier: Barrier) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from repl.core import chronicle
-from repl.core.intents import HOT_EXTENTS_MAX
 from repl.core.stalls import held_back
 from repl.core.states import Phase
-from repl.core.writes import Waiter
+from repl.core.writes import Barrier, Waiter
 
 if TYPE_CHECKING:
     from repl.core.session import Session
@@ -47,8 +46,9 @@ class Upkeep:
         for session in volume.sessions.values():
             self._tick_session(session)
         self.look_for_losses()
-        crowded = len(volume.intents.hot) >= HOT_EXTENTS_MAX
-        if crowded or volume.now >= self._checkpoint_at_s:
+        if volume.intents.crowded:
+            self.make_room()
+        if volume.now >= self._checkpoint_at_s:
             self._checkpoint_at_s = volume.now + CHECKPOINT_INTERVAL_S
             self._checkpoint()
 
@@ -146,7 +146,68 @@ class Upkeep:
             # Covered by dirty bits, which the same commit persists before it clears intents.
             volume.intents.mark_suspects_in(volume.maps.dirty[session.name])
         volume.intents.clear_suspects()
-        volume.intents.clear_up_to(number)
+        cleared = volume.intents.clear_up_to(number)
         for clear in clear_there:
             clear()
-        volume.commits.request(with_maps=bool(outside))
+        self._cleared(cleared, with_maps=bool(outside))
+
+    # Room among the hot extents.
+
+    def make_room(self) -> None:
+        """Clear the hot extents that were written longest ago, whatever else is going on.
+
+        Unlike a checkpoint this does not wait for a copy, for a change or for a member that is
+        away, since clients wait for it: what a peer lacks or may lose is in its dirty map, or this
+        waits until it is durable there, and one commit stores that map and clears the intents.
+        Suspects stay: the end of the copy, or a checkpoint, clears them.
+        """
+        volume = self._volume
+        if self._checkpointing or volume.intents.clearing or not volume.is_primary or volume.failed:
+            return
+        number = volume.writes.written_number
+        if not volume.intents.any_ended(number):
+            return
+        self._checkpointing = True
+        mirrors = [session for session in volume.sessions.values() if session.mirroring]
+        clear_there = [self._told_there(session) for session in mirrors]
+        barrier = Barrier(
+            {session.name for session in mirrors},
+            Waiter.UPKEEP,
+            lambda: self._room_durable(number, clear_there),
+        )
+        for session in mirrors:
+            session.require_durable(barrier, settled=False)
+        volume.syncs.request(barrier.local_done)
+
+    def _told_there(self, session: Session) -> Callable[[], None]:
+        seq = session.sent_seq
+
+        def tell() -> None:
+            # What waits for room on this disk is not durable here: it stays marked on both nodes.
+            if session.settled and not self._volume.full:
+                session.clear_intents_there(seq)
+
+        return session.on_this_connection(tell)
+
+    def _room_durable(self, number: int, clear_there: list[Callable[[], None]]) -> None:
+        volume, intents = self._volume, self._volume.intents
+        self._checkpointing = False
+        if not volume.is_primary:
+            return
+        # What the first that waits needs; one that needs more than there is takes what is over.
+        wanted = min(volume.writes.room.wanted, intents.limit)
+        cleared = intents.make_room(number, min(intents.limit // 2, intents.limit - wanted))
+        for clear in clear_there:
+            clear()
+        self._cleared(cleared, with_maps=True)
+
+    def _cleared(self, extents: int, *, with_maps: bool) -> None:
+        """So many intents were cleared in memory: there is room when they are on disk too."""
+        volume, intents = self._volume, self._volume.intents
+        intents.clearing += extents
+
+        def stored() -> None:
+            intents.clearing -= extents
+            volume.writes.room_made()
+
+        volume.commits.request(stored, with_maps=with_maps)

@@ -143,6 +143,8 @@ class Volume:
             if session.phase is not _DOWN and not self.failed:
                 # What a failed copy has applied or synced last is nothing to rely on.
                 session.receiver.acknowledge()
+        if self.writes.room.waiting:
+            self.upkeep.make_room()
         if self.syncs.unsynced_bytes >= BACKGROUND_SYNC_BYTES:
             self.syncs.request(lambda: None)
         box = self.outbox

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from repl.core.facts import Facts
 from repl.core.lineage import mark_answered
 from repl.core.outbox import Op, WriteKind
+from repl.core.room import Room
 from repl.core.spans import Spans
 from repl.core.wire import FLAG_PUNCH, PAYLOAD_BYTES_MAX, ZERO_BYTES_MAX, Type
 
@@ -113,6 +114,7 @@ class ClientWrites:
         self._held: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         #: Writes that overlap one in flight or an earlier one here.
         self._blocked: list[Write | Reservation] = []
+        self.room = Room(volume.intents)
         self._unanswered: list[Op] = []
         #: Members whose copy would give way to this one if power were lost here now, since they
         #: lost power themselves or are half copied: only what is durable here survives that. By
@@ -133,7 +135,7 @@ class ClientWrites:
     @property
     def drained(self) -> bool:
         """Whether nothing is in flight; held requests do not count, nothing of them happened."""
-        waiting = any(isinstance(entry, Write) for entry in self._blocked)
+        waiting = self.room.waiting or any(isinstance(entry, Write) for entry in self._blocked)
         return not (self.in_flight or waiting or self._unanswered or self._flushes)
 
     def applying(self, start: int, end: int) -> bool:
@@ -175,7 +177,7 @@ class ClientWrites:
     @property
     def pending(self) -> int:
         """Requests that were accepted and not answered yet."""
-        held = len(self._held)
+        held = len(self._held) + len(self.room.waiting)
         return len(self.in_flight) + len(self._blocked) + len(self._unanswered) + held
 
     def write(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
@@ -229,13 +231,15 @@ class ClientWrites:
         # What the local disk still works on is let go of when that is done.
         self._abandoned |= self._applying.keys()
         elsewhere = [op for op in self.in_flight if op not in self._abandoned]
-        blocked = [entry.op for entry in self._blocked if isinstance(entry, Write)]
+        waiting = (*self.room.waiting, *self._blocked)
+        blocked = [entry.op for entry in waiting if isinstance(entry, Write)]
         volume.outbox.forget += [*elsewhere, *blocked, *self._unanswered, *self._flushes]
         self.drop_held()
         self.in_flight.clear()
         self._applying.clear()
         self.spans = Spans()
         self._blocked.clear()
+        self.room.clear()
         self._unanswered.clear()
         self._flushes.clear()
         self.silent = False
@@ -313,6 +317,18 @@ class ClientWrites:
         return self.spans.claim(start, end)
 
     def _admit(self, write: Write) -> None:
+        intents = self._volume.intents
+        most = len(intents.hot) + (write.length >> intents.shift) + 2
+        room = self.room
+        if (room.waiting or most > intents.limit) and not room.takes(write):
+            return
+        self._admit_now(write)
+
+    def room_made(self) -> None:
+        """Intents were cleared, durably: admit those that waited for room."""
+        self.room.made(self._admit_now)
+
+    def _admit_now(self, write: Write) -> None:
         self.in_flight[write.op] = write
         self.number += 1
         write.number = self.number

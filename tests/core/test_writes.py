@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from repl.core import upkeep
 from repl.core.outbox import WriteKind
 from repl.core.states import Phase
 from repl.core.wire import Type
@@ -433,13 +432,13 @@ def test_a_write_that_waits_only_for_its_peer_is_let_go_of_at_a_forced_step_down
     assert pair.alpha.forgotten == [op]
 
 
-def test_too_many_hot_extents_start_a_checkpoint_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "HOT_EXTENTS_MAX", 2)
+def test_too_many_hot_extents_start_a_checkpoint_at_once() -> None:
     pair = established_pair()
+    pair.alpha.volume.intents.limit = 2
     pair.advance(2.5)
     for extent in (0, 2):
         pair.alpha.write(extent * EXTENT, data(1))
     pair.run()
     assert len(pair.alpha.volume.intents.hot) == 2
-    pair.advance(1.0)
-    assert not pair.alpha.volume.intents.hot, "at rest from one tick to the next is enough"
+    pair.advance(0.5)
+    assert list(pair.alpha.volume.intents.hot) == [2], "the one written last is kept"

@@ -56,6 +56,8 @@ class ClientPort:
         """A request of a client that is attached here."""
         self._in_flight.add(op)
         self._node.ledger.submitted(op)
+        if op.kind in WRITES and self._node.running:
+            self._node.laws.requested(op.offset, op.length)
         self._node.backlog.unless_frozen(lambda: self._take(op))
 
     def _take(self, op: Op) -> None:

@@ -99,6 +99,8 @@ class DiskWork:
             volume, cast(Backing, self._backing), threads, node.disk_failed, lambda feed: feed()
         )
         self._block_bytes = 1 << volume.maps.remaining.block_shift
+        #: Only what writes made hot was under an intent when the last commit began.
+        self._bounded = False
         #: Chunks that were read for a resync and are not sent yet.
         self.ready: dict[int, bytes] = {}
 
@@ -116,6 +118,11 @@ class DiskWork:
             if commit.facts.everything_suspect and not self._node.core.failed:
                 self._node.world.claim_given_up(self._node)
         self._node.laws.commit_begins(commit)
+        core = self._node.core
+        bounded = core.is_primary and not core.intents.suspect
+        if bounded and self._bounded:
+            self._node.laws.check_bound(core.intents.limit)
+        self._bounded = bounded
         self._commit_step(commit, recorder.steps, 0)
 
     def _commit_step(

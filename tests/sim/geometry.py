@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from repl.core import facts, receiver, source, upkeep, volume, wire, writes
+from repl.core import facts, intents, receiver, source, upkeep, volume, wire, writes
 from repl.link import connection
 from repl.store import format as metadata_format
 
@@ -86,7 +86,7 @@ def applied(geometry: Geometry) -> Iterator[None]:
         (receiver, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (volume, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (upkeep, "WATERMARK_INTERVAL_S", geometry.checkpoint_interval_s / 2),
-        (upkeep, "HOT_EXTENTS_MAX", geometry.hot_extents_max),
+        (intents, "HOT_EXTENTS_MAX", geometry.hot_extents_max),
         (upkeep, "CHECKPOINT_INTERVAL_S", geometry.checkpoint_interval_s),
         *((module, "PAYLOAD_BYTES_MAX", geometry.frame_bytes) for module in _FRAME_LIMITED),
         (connection, "_FRAME_BYTES_MAX", frame_max),

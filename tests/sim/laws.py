@@ -60,6 +60,10 @@ class Laws:
         }
         self._page_bits = maps.intents.page_bytes * 8
         self._decided: dict[object, Decided] = {}
+        #: As many extents may be under an intent on disk while the commit under way goes on.
+        self.marked = 0
+        #: Extents of the largest request that was made here.
+        self._largest = 0
 
     def _broken(self, text: str) -> Violation:
         return Violation(Rule.ORDER, f"{self._name}: {text}")
@@ -67,10 +71,13 @@ class Laws:
     # What becomes durable.
 
     def commit_begins(self, commit: Commit) -> None:
-        """From now on, bits that the commit clears may be clear on disk."""
+        """From now on, bits that the commit clears may be clear on disk, those it sets be set."""
+        self.marked = sum(bits.bit_count() for bits in self._intents.values())
         for page in commit.pages:
             if page.map is MapName.INTENTS:
-                self._intents[page.page_no] &= int.from_bytes(page.bits, "little")
+                bits = int.from_bytes(page.bits, "little")
+                self.marked += (bits & ~self._intents[page.page_no]).bit_count()
+                self._intents[page.page_no] &= bits
 
     def commit_done(self, commit: Commit) -> None:
         """All of the commit is durable."""
@@ -96,6 +103,18 @@ class Laws:
         older = {entry.id for entry in old.lineage}
         if not new.inconsistent or not new.lineage or new.generation.id not in older:
             raise Violation(Rule.LINEAGE, f"{self._name}: the lineage went back")
+
+    def requested(self, offset: int, length: int) -> None:
+        """A client wants to change this range."""
+        extents = ((offset + length - 1) >> self._shift) - (offset >> self._shift) + 1
+        self._largest = max(self._largest, extents)
+
+    def check_bound(self, limit: int) -> None:
+        """A crash of this primary would leave no more suspects than the bound says."""
+        allowed = limit if self._largest <= limit else limit + self._largest
+        if self.marked > allowed:
+            text = f"{self._name}: {self.marked} extents are under an intent, {limit} may be"
+            raise Violation(Rule.BOUND, text)
 
     # What rests on it.
 

@@ -31,6 +31,8 @@ class Rule(enum.Enum):
     KEPT = "both-kept"
     #: A primary goes on alone without the leave that it has to ask for.
     PERMIT = "permit"
+    #: More of a volume is under write intents than is compared after a crash at most.
+    BOUND = "intents-bound"
 
 
 class Violation(AssertionError):

@@ -96,8 +96,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "clear-intents-with-the-dirty-bits-only-in-memory",
         "repl/core/upkeep.py",
-        "volume.commits.request(with_maps=bool(outside))",
-        "volume.commits.request()",
+        "self._cleared(cleared, with_maps=bool(outside))",
+        "self._cleared(cleared, with_maps=False)",
         *_DATA,
     ),
     _mutant(
@@ -108,6 +108,34 @@ MUTANTS: tuple[Mutant, ...] = (
         Rule.ORDER,
         *_DATA,
         near="def clear_suspects",
+    ),
+    _mutant(
+        "let-no-write-wait-for-room",
+        "repl/core/room.py",
+        "admitted = not self.waiting and self._intents.has_room(missing)",
+        "admitted = True",
+        Rule.BOUND,
+    ),
+    _mutant(
+        "take-the-room-before-it-is-durable",
+        "repl/core/intents.py",
+        "taken = len(self.hot) + self.clearing",
+        "taken = len(self.hot)",
+        Rule.BOUND,
+    ),
+    _mutant(
+        "make-room-before-it-is-covered-everywhere",
+        "repl/core/upkeep.py",
+        "session.require_durable(barrier, settled=False)",
+        "barrier.peer_done(session.name)",
+        *_DATA,
+    ),
+    _mutant(
+        "make-room-with-the-dirty-bits-only-in-memory",
+        "repl/core/upkeep.py",
+        "self._cleared(cleared, with_maps=True)",
+        "self._cleared(cleared, with_maps=False)",
+        *_DATA,
     ),
     # Acknowledgements.
     _mutant(
