@@ -30,7 +30,7 @@ COMPILED_FILES = (
     "nbdserver/transmission.py",
     *("repl/core/blockmap.py", "repl/core/changes.py", "repl/core/commits.py"),
     *("repl/core/intents.py", "repl/core/outbox.py", "repl/core/receiver.py"),
-    *("repl/core/roles.py", "repl/core/routing.py", "repl/core/session.py"),
+    *("repl/core/roles.py", "repl/core/room.py", "repl/core/routing.py", "repl/core/session.py"),
     *("repl/core/source.py", "repl/core/spans.py", "repl/core/volume.py"),
     *("repl/core/wire.py", "repl/core/writes.py"),
     *("repl/link/connection.py", "repl/link/drain.py"),
