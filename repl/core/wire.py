@@ -10,24 +10,25 @@ from __future__ import annotations
 import enum
 import json
 import struct
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from crc32c import crc32c
 
-MAGIC = b"RF"
-VERSION = 1
+#: What is final here costs compiled code no look-up by its name, several of which each frame needs.
+MAGIC: Final = b"RF"
+VERSION: Final = 1
 #: The one declared limit for both ends.
 PAYLOAD_BYTES_MAX = 256 << 10
 #: A longer range of zeroes is sent as several frames, so that acknowledgements show progress.
 ZERO_BYTES_MAX = 64 << 20
 #: ZERO and RESYNC_ZERO frames with this flag let the receiver give the range's space back.
 FLAG_PUNCH = 1
-HEADER = struct.Struct(">2sBBIQQQQII")
-HEADER_BYTES = HEADER.size
-assert HEADER_BYTES == 48
+HEADER: Final = struct.Struct(">2sBBIQQQQII")
+HEADER_BYTES: Final = 48
+assert HEADER.size == HEADER_BYTES
 _UNCHECKED_BYTES = HEADER_BYTES - 4
-_CHECKSUM = struct.Struct(">I")
-_HEADER_BODY = struct.Struct(">2sBBIQQQQI")
+_CHECKSUM: Final = struct.Struct(">I")
+_HEADER_BODY: Final = struct.Struct(">2sBBIQQQQI")
 DIGEST_BYTES = 16
 #: A verified frame: (type, seq, offset, length, generation, flags, payload).
 Frame = tuple["Type", int, int, int, int, int, object]
@@ -93,7 +94,9 @@ _JSON_TYPES = frozenset(
         Type.RESOLVE_ANSWER,
     }
 )
-_TYPES = {int(kind): kind for kind in Type}
+_WRITE: Final = Type.WRITE
+_ACK: Final = Type.ACK
+_TYPES: Final = {int(kind): kind for kind in Type}
 #: Types whose payload is the data that `length` covers, and types that have none.
 _DATA_TYPES = frozenset({Type.WRITE, Type.RESYNC_WRITE})
 _BARE_TYPES = frozenset(
@@ -190,7 +193,7 @@ def decode_frames(buffer: memoryview, start: int, end: int) -> tuple[list[Frame]
     """Return the verified frames that lie whole between `start` and `end`, and where the rest
     begins. Payloads are slices of `buffer`. Raises `PeerError` for a broken one."""
     frames: list[Frame] = []
-    unpack, write, ack = HEADER.unpack_from, Type.WRITE, Type.ACK
+    unpack, write, ack = HEADER.unpack_from, _WRITE, _ACK
     while end - start >= HEADER_BYTES:
         magic, version, kind, payload_bytes, seq, offset, length, generation, flags, checksum = (
             unpack(buffer, start)

@@ -411,7 +411,7 @@ class Engine:
         peer = self._peers.get(name)
         if peer is None:
             return
-        encode, write = wire.encode_header, Type.WRITE
+        write = Type.WRITE
         pieces: list[bytes | memoryview] = []
         owners: list[Owner] = []
         for kind, seq, offset, length, generation, flags, source in jobs:
@@ -428,7 +428,8 @@ class Engine:
                 payload = self._copier.take(source)
             elif source is not None:
                 payload = source
-            pieces.append(encode(kind, payload, seq, offset, length, generation, flags))
+            header = wire.encode_header(kind, payload, seq, offset, length, generation, flags)
+            pieces.append(header)
             if payload:
                 pieces.append(payload)
         peer.send(pieces, owners)

@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from repl.core.pacing import Wish
@@ -268,8 +269,8 @@ class ServedVolume:
         peer = PeerConnection(
             self._loop,
             sock,
-            lambda peer, frames: engine.frames_received(name, peer, frames),
-            lambda peer, reason: engine.peer_lost(name, peer, reason),
+            partial(engine.frames_received, name),
+            partial(engine.peer_lost, name),
             self._settings["timeouts"]["peer_timeout_s"],
         )
         engine.add_peer(name, peer)
