@@ -130,6 +130,10 @@ class Syncs:
         """Call `then` when everything written to the backing before now is durable."""
         self._waiting.append(then)
 
+    def request_for_nobody(self) -> None:
+        """Sync what was written until now, so that little is unsynced."""
+        self._waiting.append(_nobody_waits)
+
     def take(self) -> int:
         """Return the number of a sync to start now, or 0."""
         if self._running or not self._waiting:
@@ -147,3 +151,7 @@ class Syncs:
         carried, self._carried = self._carried, []
         for then in carried:
             then()
+
+
+def _nobody_waits() -> None:
+    """Called at the end of a background sync. No lambda: that would be made each turn."""

@@ -180,10 +180,8 @@ class Session:
         self._try_decide()
 
     def down(self, reason: str, *, broken: bool = False) -> None:
-        """The connection ended: what the peer may have lost becomes dirty for it.
-
-        `broken` if what arrived made no sense: it is counted, and said as a warning.
-        """
+        """The connection ended (`broken`: what arrived made no sense): what the peer may have lost
+        becomes dirty for it."""
         if self.phase is Phase.DOWN:
             return
         volume = self.volume
@@ -390,8 +388,7 @@ class Session:
         return seq
 
     def require_durable(self, barrier: Barrier, *, settled: bool = True) -> None:
-        """Tell the barrier when all that was sent until now is durable at the peer; with `settled`,
-        not before the peer has all the rest too."""
+        """Tell the barrier when all that was sent until now is durable there, and it is settled."""
         if settled and not self.settled:
             self._keep_waiting(barrier)
         else:
@@ -400,9 +397,8 @@ class Session:
             self.release_durable()
 
     def release_durable(self) -> None:
-        """Tell barriers whose frames are durable there, once it has stored the generation: else a
-        flush of nothing would count as an answer under a generation that it never heard of. Upkeep
-        is no answer."""
+        """Tell barriers whose frames are durable there. A flush of nothing waits until it knows the
+        generation under which that would be an answer; upkeep is none."""
         while self._barriers and self._barriers[0][0] <= self.durable_seq:
             if not self.confirmed and self._barriers[0][1].waiter is not Waiter.UPKEEP:
                 break

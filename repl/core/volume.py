@@ -127,10 +127,8 @@ class Volume:
             self.absence.ended(away_s)
 
     def take(self) -> Outbox:
-        """End a turn: take steps that waited for this turn's inputs, and return all effects.
-
-        An empty outbox is not the caller's to keep: it serves the next turn.
-        """
+        """End a turn: take steps that waited for this turn's inputs, and return all effects. An
+        empty outbox is not the caller's to keep: it serves the next turn."""
         self.changes.poll()
         self.roles.poll()
         if self.alone.question is not None:
@@ -146,7 +144,7 @@ class Volume:
         if self.writes.room.waiting:
             self.upkeep.make_room()
         if self.syncs.unsynced_bytes >= BACKGROUND_SYNC_BYTES:
-            self.syncs.request(_nobody_waits)
+            self.syncs.request_for_nobody()
         box = self.outbox
         box.commit = self.commits.take(self.facts)
         if self.failed:
@@ -240,8 +238,7 @@ class Volume:
         self.failed = reason
         self.commits.request(self._failure_stored)
         if self._closing is not None:
-            # The sync that the end waits for was the one that failed.
-            self.commits.request(self._closing)
+            self.commits.request(self._closing)  # its sync may be the one that failed
             self._closing = None
 
     def _failure_stored(self) -> None:
@@ -500,7 +497,3 @@ class Volume:
     def tell(self, code: str, text: str, **fields: Any) -> None:
         """Tell an event (`repl/events.py`) to whoever follows; it reaches the log too."""
         self.outbox.notes.append(event(code, text, fields))
-
-
-def _nobody_waits() -> None:
-    """Called at the end of a background sync; no lambda, for its frame would be made each turn."""

@@ -319,8 +319,7 @@ class ClientWrites:
     def _admit(self, write: Write) -> None:
         intents = self._volume.intents
         most = len(intents.hot) + (write.length >> intents.shift) + 2
-        room = self.room
-        if (room.waiting or most > intents.limit) and not room.takes(write):
+        if (self.room.waiting or most > intents.limit) and not self.room.takes(write):
             return
         self._admit_now(write)
 
