@@ -25,6 +25,9 @@ RECEIVE_BUFFER_BYTES = 2 << 20
 #: Room that is always there for one whole frame.
 _FRAME_BYTES_MAX = HEADER_BYTES + PAYLOAD_BYTES_MAX
 SOCKET_BUFFER_BYTES = 4 << 20
+# Linux's own numbers, which the socket module does not export.
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
 #: Buffers per sendmsg (Linux IOV_MAX).
 BUFFERS_PER_SEND = 1024
 
@@ -69,7 +72,7 @@ class PeerConnection:
         self.received_bytes = 0
         self.sent_bytes = 0
         self._drain = Drain()
-        _tune(sock, peer_timeout_s)
+        tune(sock, peer_timeout_s)
 
     def start(self) -> None:
         """Begin to receive."""
@@ -244,11 +247,15 @@ def _drop_sent(pieces: list[bytes | memoryview], count: int) -> None:
         pieces[0] = memoryview(pieces[0])[count:]
 
 
-def _tune(sock: socket.socket | TlsSocket, peer_timeout_s: float) -> None:
+def tune(sock: socket.socket | TlsSocket, peer_timeout_s: float) -> None:
+    """Non-blocking, no Nagle, large buffers, and an end for a connection that takes nothing."""
     sock.setblocking(False)
     # A socket that is no TCP one (a test's pair) has none of these.
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(peer_timeout_s * 1000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    for force in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
+        # Without the right to it the size would be cut to net.core.{w,r}mem_max, often 208 KiB, and
+        # the kernel's own growth, which reaches further, be switched off.
+        with contextlib.suppress(PermissionError):
+            sock.setsockopt(socket.SOL_SOCKET, force, SOCKET_BUFFER_BYTES)

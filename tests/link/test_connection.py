@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -13,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repl.core.wire import HEADER_BYTES, PAYLOAD_BYTES_MAX, Frame, Type, encode_header
-from repl.link.connection import RECEIVE_BUFFER_BYTES, PeerConnection
+from repl.link.connection import (
+    RECEIVE_BUFFER_BYTES,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    PeerConnection,
+    tune,
+)
 
 DEADLINE_S = 10.0
 
@@ -354,3 +361,21 @@ def test_a_send_to_a_vanished_peer_is_reported_later_and_once() -> None:
     assert len(end.lost) == 1
     assert end.lost[0].startswith("sending failed")
     assert owner.released == owner.retained == 1
+
+
+class Unprivileged(socket.socket):
+    """A socket of somebody who may not go beyond the system's buffer sizes."""
+
+    def setsockopt(self, *arguments: Any) -> None:
+        if arguments[1] in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
+            raise PermissionError(errno.EPERM, "not permitted")
+        super().setsockopt(*arguments)
+
+
+def test_buffers_are_left_to_the_kernel_where_their_size_would_be_cut() -> None:
+    with Unprivileged(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        options = (socket.SO_SNDBUF, socket.SO_RCVBUF)
+        before = [sock.getsockopt(socket.SOL_SOCKET, option) for option in options]
+        tune(sock, 5.0)
+        assert before == [sock.getsockopt(socket.SOL_SOCKET, option) for option in options]
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
