@@ -206,9 +206,16 @@ class Cover:
         if target.node.ledger is not line or _begins_a_line(source):
             return
         spared = [name for name in self._world.nodes if name not in cut]
-        unknown = source.node.hidden_failure and target.volume.facts.crashed
+        unknown = _hides_a_failure(source.node) and target.volume.facts.crashed
         durable = unknown or not line.kept_by(spared)
         line.check_written(source.sector, f"{when}: {source.node.name} would win", durable=durable)
+
+
+def _hides_a_failure(node: Node) -> bool:
+    """Whether a sync failed there, and the process died, or would now, before that was stored."""
+    if node.running and node.core.failed and not node.laws.facts.inconsistent:
+        return True
+    return node.hidden_failure
 
 
 def _begins_a_line(side: _Side) -> bool:

@@ -165,8 +165,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "answer-a-flush-without-the-peer",
         "repl/core/session.py",
-        "elif self.durable_seq >= self.sent_seq:",
-        "elif True:",
+        "while self._barriers and self._barriers[0][0] <= self.durable_seq:",
+        "while self._barriers:",
         Rule.LEDGER,
         quick=True,
     ),
