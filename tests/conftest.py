@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import libnbd
 from tests.probes import PROBES
@@ -19,6 +20,10 @@ from tests.probes import PROBES
 # From here on `import nbd` finds Debian's binding. Where it is missing, tests that need it say so.
 with contextlib.suppress(libnbd.LibnbdMissing):
     libnbd.load()
+
+# How long an example takes, or its making, says how busy the machine is and nothing of the product.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 TESTS = Path(__file__).resolve().parent
 ALLOWED_SKIPS = TESTS / "allowed_skips.txt"
