@@ -395,13 +395,6 @@ MUTANTS: tuple[Mutant, ...] = (
         *_DATA,
     ),
     _mutant(
-        "demote-without-a-flush",
-        "repl/core/roles.py",
-        "self._volume.writes.barrier(Waiter.ROLE, flushed)",
-        "flushed()",
-        *_DATA,
-    ),
-    _mutant(
         "give-up-a-copy-before-the-other-one-is-durable",
         "repl/core/full_compare.py",
         "if self._volume.facts.inconsistent:",
