@@ -318,7 +318,7 @@ class ClientWrites:
 
     def _admit(self, write: Write) -> None:
         intents = self._volume.intents
-        most = len(intents.hot) + (write.length >> intents.shift) + 2
+        most = len(intents.hot) + intents.clearing + (write.length >> intents.shift) + 2
         if (self.room.waiting or most > intents.limit) and not self.room.takes(write):
             return
         self._admit_now(write)

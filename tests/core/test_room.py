@@ -56,6 +56,22 @@ def test_the_room_is_free_only_when_the_cleared_intents_are_durable() -> None:
     assert cold in node.replies
 
 
+def test_what_is_being_cleared_takes_room_from_writes_that_come_meanwhile() -> None:
+    pair = established_pair()
+    node = small(pair, limit=3)
+    node.hold_commits = True
+    node.begin_turn().upkeep.make_room()
+    pair.run()
+    intents = node.volume.intents
+    assert (len(intents.hot), intents.clearing) == (1, 2)
+    cold = node.write(3 * EXTENT, data(9))
+    pair.run()
+    assert cold not in node.volume.writes.in_flight
+    node.hold_commits = False
+    pair.run()
+    assert cold in node.replies
+
+
 def test_intents_are_cleared_under_a_resync_too_and_nothing_is_forgotten() -> None:
     pair = behind_pair()
     node = pair.alpha
