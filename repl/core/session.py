@@ -330,7 +330,7 @@ class Session:
         else:
             contact.made(self)
             self.move(Phase.TARGET_STARTING)
-        if self.connected:
+        if self.connected and action is not Action.AWAIT_YIELD:  # it may still answer until it did
             # Last: where this node steps down, nobody is to be answered before.
             volume.absence.shook_hands(self)
 

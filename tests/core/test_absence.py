@@ -235,6 +235,32 @@ def test_loss_under_way_does_not_keep_a_lone_primary_from_giving_way(held: str) 
     assert pair.equal() and pair.alpha.disk[0] == 2
 
 
+def test_a_primary_that_waits_for_the_other_to_give_way_answers_nobody_yet() -> None:
+    """The other one has decided to, and may answer its clients until it has done so."""
+    pair = established_pair()
+    pair.cut()
+    pair.alpha.volume.changes.lose([pair.alpha.session], "a test")
+    pair.run()
+    assert promote(pair.beta, VOUCH_ALPHA) == ""
+    after_absence(pair)
+    write = pair.alpha.write(0, data(1))
+    place = len(pair.beta.sent)
+    pair.connect()
+    while Type.DECISION not in [header.type for header in pair.beta.sent[place:]]:
+        assert pair.beta.step() or pair.alpha.step()
+    pair.beta.hold_incoming = True
+    pair.run()
+    assert pair.alpha.session.phase is Phase.IDLE and pair.beta.volume.is_primary
+    assert write not in pair.alpha.replies
+    pair.beta.hold_incoming = False
+    pair.run()
+    if not pair.alpha.connected:
+        pair.connect()
+        pair.run()
+    assert not pair.beta.volume.is_primary and write in pair.alpha.replies
+    assert pair.equal() and pair.beta.disk[0] == 1
+
+
 def test_a_mark_that_was_taken_back_is_made_again_before_the_answer() -> None:
     pair = established_pair()
     pair.cut()
