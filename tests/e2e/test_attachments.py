@@ -249,6 +249,8 @@ def test_device_keeps_its_content_through_many_restarts() -> None:
         assert load.returncode == 0, load.stdout.read()
         load.stdout.close()
         assert guardian_log(alpha).count("goes on") >= 2
+        # The daemon serves before the device has connected again.
+        wait_for(lambda: not frozen(alpha), what="the device goes on")
         alpha.ctl_ok("detach", "r0")
         pair.wait_in_sync()
         pair.assert_copies_equal()
