@@ -97,14 +97,19 @@ class Proxy:
     def _begin(self, number: int, relay: Relay) -> None:
         """Give the server its end. Whatever fails, an answer is given: without one the server
         would think that this process hangs, and end it with all of its clients."""
+        problem: OSError | None = None
+        far: socket.socket | None = None
         try:
             identity = identity_of(relay.session)
             near, far = socket.socketpair()
-        except Exception as error:
-            # No descriptor is left, or it is an error of ours, which the relay shows.
-            self._answer({"number": number, "error": f"the TLS proxy has no place for it: {error}"})
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
+            problem = error
+        finally:
+            if far is None:
+                # No descriptor is left, or it is an error of ours, which goes on to the relay.
+                text = f"the TLS proxy has no place for it: {problem or sys.exception()}"
+                self._answer({"number": number, "error": text})
+        if far is None:
             relay.close()
             return
         with far:
