@@ -104,6 +104,14 @@ def write_report(run: Run, path: Path) -> None:
     say(f"results: {path}, report: {text}, plots: {', '.join(map(str, drawn)) or 'none'}")
 
 
+def prepare() -> None:
+    """Let a stop from outside unwind like one from the keyboard, so that no server stays behind.
+    Raises UsageError without the program that loads everybody."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if reason := fio.missing():
+        raise click.UsageError(f"fio with its nbd engine is what loads everybody: {reason}")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure this project beside others."""
@@ -144,10 +152,7 @@ def run_command(
     output: Path | None,
 ) -> None:
     """Run a suite, and write JSON, a report and plots."""
-    # A stop from outside unwinds like one from the keyboard: no server stays behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if reason := fio.missing():
-        raise click.UsageError(f"fio with its nbd engine is what loads everybody: {reason}")
+    prepare()
     suite = chosen(SUITES[suite_name], only, repetitions, runtime_s)
     if not suite.rows:
         raise click.UsageError(f"no row's key matches {only!r}")
@@ -183,9 +188,7 @@ def run_command(
 )
 def scale_command(only: str, repetitions: int, runtime_s: int, folder: Path) -> None:
     """How costs grow with volumes, clients and dirty blocks; how long changes of state take."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if reason := fio.missing():
-        raise click.UsageError(f"fio with its nbd engine is what loads everybody: {reason}")
+    prepare()
     run = measuring.measure(folder, only, repetitions, runtime_s, say)
     if not run.tables:
         raise click.UsageError(f"no table's key matches {only!r}")
