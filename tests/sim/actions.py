@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from repl.core.promotion import PromoteRequest
+from repl.core.roles import Task
 from tests.sim.cells import Event, row_name
 from tests.sim.disk import Operation
 from tests.sim.node import Node
@@ -333,6 +334,9 @@ def new_disk(scenario: Scenario, node: Node, values: Values) -> None:
     if world.primary() is node or not other.running or not world.complete(other):
         return
     if other.stopping or other.data.failing or other.meta.failing:
+        return
+    if other.core.facts.inconsistent or other.core.roles.task is Task.COMPARING:
+        # An order gives that copy up in favour of this one: whoever gave it knows of it.
         return
     world.fault(node.name, "gets a new disk")
     if node.running:

@@ -6,6 +6,8 @@ python -m tests.sim --seed 17 --trace        one, with everything that happened
 python -m tests.sim --seed 17 --only 3,5     what shrinking left of it
 python -m tests.sim --seeds 1..300 --fill 400    these, and up to 400 more runs aimed at what they
                                              did not hit; fails if a cell is not hit
+python -m tests.sim --tally FILE             new seeds until stopped, added to those of earlier runs
+                                             of the same core, store and simulator
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import repl
 from tests.sim.aiming import Hunter
@@ -25,6 +28,7 @@ from tests.sim.cells import named
 from tests.sim.scenario import Outcome, plan_of, run_plan
 from tests.sim.shrink import parse, shrink
 from tests.sim.swarm import Totals, run_many
+from tests.sim.tally import Tally, TallyError
 from tests.sim.unreachable import missing_cells, wrongly_unreachable
 
 TRACE_LINES = 60
@@ -54,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink a failure")
     parser.add_argument("--fill", type=int, default=0, help="runs aimed at cells that were not hit")
+    parser.add_argument("--tally", type=Path, help="add to the runs that are counted in this file")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--json", action="store_true", help="end with one object, say no more")
     arguments = parser.parse_args(argv)
@@ -87,40 +92,68 @@ def _one(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
 def _many(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     seeds: Iterable[int]
-    if arguments.seeds:
-        first, _, last = arguments.seeds.partition("..")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            parser.error("--seeds is A..B")
-        seeds = range(int(first), int(last or first) + 1)
-    else:
-        # Seeds that nobody has run yet, far from the fixed ones.
-        seeds = itertools.count(random.SystemRandom().randrange(1 << 20, 1 << 40))
+    tally = None
+    # Seeds that nobody has run yet, far from the fixed ones.
+    start = random.SystemRandom().randrange(1 << 20, 1 << 40)
+    try:
+        if arguments.tally:
+            tally = Tally.open(arguments.tally)
+            start = tally.next_seed or start
+        if arguments.seeds:
+            first, _, last = arguments.seeds.partition("..")
+            if not first.isdecimal() or not (last or first).isdecimal():
+                parser.error("--seeds is A..B")
+            start = int(first)
+            seeds = range(start, int(last or first) + 1)
+        else:
+            seeds = itertools.count(start)
+        if tally:
+            tally.begin(start)
+    except TallyError as error:
+        parser.error(str(error))
+    totals = _sit(seeds, arguments, tally)
+    if arguments.json:
+        print(json.dumps(_as_json(totals)))
+        return 1 if totals.failures else 0
+    print(totals.summary())
+    if tally:
+        tally.save()
+        print(tally.summary())
+        totals = tally.totals
+    whole = _print_coverage(totals, every=bool(arguments.fill))
+    return 1 if totals.failures or (tally and tally.failed) or not whole else 0
+
+
+def _sit(seeds: Iterable[int], arguments: argparse.Namespace, tally: Tally | None) -> Totals:
+    """Run the seeds and say so from time to time; return what they did."""
     totals = Totals()
-    said_s = begun_s = time.monotonic()
+    said_s = saved_s = begun_s = time.monotonic()
     try:
         for batch in run_many(seeds, arguments.jobs):
             totals.add(batch)
+            now_s = time.monotonic()
+            if tally:
+                tally.add(batch, now_s - saved_s)
+                saved_s = now_s
             for outcome in batch.failures:
                 if not arguments.json:
                     stops = not arguments.keep_going
                     _print_failure(outcome, trace=stops, shrunk=arguments.no_shrink or not stops)
             if totals.failures and not arguments.keep_going:
                 break
-            if not arguments.seeds and time.monotonic() - said_s > SAYS_EVERY_S:
-                said_s = time.monotonic()
+            if now_s - said_s > SAYS_EVERY_S and not arguments.json:
+                said_s = now_s
                 print(f"{said_s - begun_s:7.0f} s  {totals.summary()}", flush=True)
+                if tally:
+                    tally.save()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     if arguments.fill and not totals.failures:
+        into = tally.totals if tally else totals
         busy_s = time.process_time()
-        Hunter(totals).hunt(arguments.fill, lambda text: print(text, flush=True))
-        totals.busy_s += time.process_time() - busy_s
-    if arguments.json:
-        print(json.dumps(_as_json(totals)))
-        return 1 if totals.failures else 0
-    print(totals.summary())
-    whole = _print_coverage(totals, every=bool(arguments.fill))
-    return 1 if totals.failures or not whole else 0
+        Hunter(into).hunt(arguments.fill, lambda text: print(text, flush=True))
+        into.busy_s += time.process_time() - busy_s
+    return totals
 
 
 def _as_json(totals: Totals) -> dict[str, object]:
