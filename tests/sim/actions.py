@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from repl.core.promotion import PromoteRequest
 from repl.core.roles import Task
+from repl.core.states import Phase, Role
 from tests.sim.cells import Event, row_name
 from tests.sim.disk import Operation
 from tests.sim.node import Node
@@ -114,6 +115,52 @@ def power(scenario: Scenario, node: Node, _values: Values) -> None:
 def power_both(scenario: Scenario, node: Node, _values: Values) -> None:
     scenario.world.fault("world", "both machines are cut off from power")
     scenario.world.power_loss(node, scenario.world.other(node))
+
+
+def _blink(choice: random.Random) -> Values:
+    return (choice.random() < 0.6, choice.choice((0.0, 0.03, 0.3)), choice.choice((0.2, 0.6, 2.0)))
+
+
+@action("blink", _blink, aimed=False)
+def blink(scenario: Scenario, node: Node, values: Values) -> None:
+    """The process (or the machine) of a member is gone and back before the primary goes on without
+    it, and the primary's disk takes its time to read what they then compare."""
+    world = scenario.world
+    primary = world.primary() or world.other(node)
+    member = world.other(primary)
+    scenario.heal()
+    scenario.run_until(CONTACT_S, lambda: _settled(primary))
+    if not member.running or not _settled(primary):
+        return
+    world.fault(member.name, "is gone for a moment")
+    if values[0]:
+        world.power_loss(member)
+    else:
+        member.crash()
+    hang(scenario, primary, ("reads", values[2]))
+
+    def back() -> None:
+        if not member.running:
+            member.say("starts")
+            member.start()
+            # It knows nothing of the old connection, and says so.
+            world.network.reset()
+
+    delays_s = {Phase.SOURCE: cast(float, values[2]) / 2, Phase.JOINING: 0.0}
+
+    def seen(on: Node) -> None:
+        """Something is written before they are compared, and when that has just been done."""
+        for phase in list(delays_s):
+            if on is primary and scenario.in_row(on, (phase, Role.PRIMARY)):
+                world.clock.after(delays_s.pop(phase), lambda: burst(scenario, primary, (4,)))
+
+    world.on_seen.append(seen)
+    world.clock.after(cast(float, values[1]), back)
+    scenario.run(cast(float, values[1]) + cast(float, values[2]))
+
+
+def _settled(node: Node) -> bool:
+    return node.running and node.core.sessions[node.peer].phase is Phase.ESTABLISHED
 
 
 @action("stop")
@@ -353,6 +400,13 @@ def vanish(scenario: Scenario, node: Node, _values: Values) -> None:
     for client in list(node.clients):
         scenario.world.fault("client", "disappears")
         client.vanish()
+
+
+@action("burst", lambda choice: (choice.choice((1, 4, 20)),))
+def burst(scenario: Scenario, node: Node, values: Values) -> None:
+    """The clients of a node send more than they have in flight at most."""
+    for client in list(node.clients):
+        client.burst(cast(int, values[0]))
 
 
 @action("idle", lambda choice: (choice.choice((0.5, 3.0, 6.0)),), aimed=False)

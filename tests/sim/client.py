@@ -127,6 +127,12 @@ class Client:
         """Send nothing new for a while."""
         self._paused_until_s = self.world.clock.now_s + seconds
 
+    def burst(self, requests: int) -> None:
+        """Send so many at once, whatever is in flight."""
+        for _ in range(requests if self.active else 0):
+            if not self.submit(self._random_op()):
+                break
+
     def stop(self) -> None:
         """Send nothing new; what was not answered is still sent again."""
         self.active = False

@@ -1,10 +1,10 @@
 """No dirty bit is lost: what differs between the copies is what their next meeting would look at.
 
-At random moments, at changes of state, and whenever the nodes are apart, it is asked: if both
-processes died now (or one or both machines lost power), restarted and met, which blocks would be
-compared or copied, and which copy would win? Every block that differs must be among them, and the
-winner must hold what was promised. The answer comes from the core itself (`meeting.py`); nothing of
-the world is changed.
+At random moments, at changes of state, when a write is answered while a member is not settled, and
+whenever the nodes are apart, it is asked: if both processes died now (or one or both machines lost
+power), restarted and met, which blocks would be compared or copied, and which copy would win? Every
+block that differs must be among them, and the winner must hold what was promised. The answer comes
+from the core itself (`meeting.py`); nothing of the world is changed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ INTERVAL_SIZE_BYTES = 4 << 20
 AT_CHANGES = 0.06
 #: The same for a step of a commit that stores a record.
 AT_RECORDS = 0.05
+#: The same for an answer while a member is brought up, and so long afterwards (virtual time).
+AT_ANSWERS = 1.0
+AFTER_S = 0.05
+_BROUGHT_UP = frozenset({Phase.SOURCE, Phase.JOINING})
 #: Which machines lose power, as opposed to only their processes.
 _CUTS: tuple[frozenset[str], ...] = (
     frozenset(),
@@ -80,6 +84,9 @@ class Cover:
         self._world = world
         self._choice = world.dice.world
         self._ids = random.Random(1)
+        # A stream of its own: how often is asked changes nothing of what happens.
+        self._answers = random.Random(2)
+        self._brought_up_s = -1.0
         self.asked = 0
 
     def start(self) -> None:
@@ -87,6 +94,7 @@ class Cover:
         self._later()
         self._world.on_change.append(lambda: self._perhaps(AT_CHANGES))
         self._world.on_record.append(lambda: self._perhaps(AT_RECORDS))
+        self._world.on_answer.append(self._answered)
 
     def _later(self) -> None:
         scale = max(1.0, self._world.geometry.size_bytes / INTERVAL_SIZE_BYTES)
@@ -101,11 +109,24 @@ class Cover:
         if self._choice.random() < often:
             self._world.clock.after(0.0, self.ask)
 
-    def ask(self) -> None:
+    def _answered(self, node: Node) -> None:
+        """What a member that is not settled holds may not count, so this answer may rest on one."""
+        session, now_s = node.core.sessions[node.peer], self._world.clock.now_s
+        if session.is_member and session.phase in _BROUGHT_UP:
+            self._brought_up_s = now_s
+        elif now_s - self._brought_up_s > AFTER_S:
+            return
+        if self._answers.random() < AT_ANSWERS:
+            self._world.clock.after(0.0, lambda: self.ask(self._answers))
+
+    def ask(self, choice: random.Random | None = None) -> None:
         """If both died now: does the next meeting make them one?"""
         self.asked += 1
-        cut = self._choice.choice(_CUTS)
-        alpha, beta = (self._dead(node, node.name in cut) for node in self._world.nodes.values())
+        choice = choice or self._choice
+        cut = choice.choice(_CUTS)
+        alpha, beta = (
+            self._dead(node, node.name in cut, choice) for node in self._world.nodes.values()
+        )
         when = f"if {' and '.join(sorted(cut)) or 'no machine'} lost power now"
         try:
             plot = Meeting(alpha.volume, beta.volume).plot()
@@ -149,19 +170,19 @@ class Cover:
     def _present(self, node: Node) -> _Side | None:
         """The node as it is: running without contact, or down."""
         if not node.running:
-            return self._dead(node, False)
+            return self._dead(node, False, self._choice)
         phase = node.core.sessions[node.peer].phase
         if phase is not Phase.DOWN or node.core.failed or node.core.changes.busy:
             return None
         return _Side(node, node.core)
 
-    def _dead(self, node: Node, loses_power: bool) -> _Side:
+    def _dead(self, node: Node, loses_power: bool, choice: random.Random) -> _Side:
         """The node as it would be after a crash and a restart now."""
         meta, lost = node.meta.copy(), {}
         if loses_power:
-            for place, sector in node.meta.losses(Loss.SOME, self._choice, tear=TEAR):
+            for place, sector in node.meta.losses(Loss.SOME, choice, tear=TEAR):
                 meta.image[place : place + SECTOR_BYTES] = sector
-            lost = dict(node.data.losses(Loss.SOME, self._choice))
+            lost = dict(node.data.losses(Loss.SOME, choice))
         try:
             loaded = Metadata.load(meta, VOLUME)
         except ReplError as error:

@@ -199,8 +199,9 @@ class Node:
     def disk_failed(self, reason: str) -> None:
         """The backing returned an error."""
         self.note(Event.DISK_FAILED)
-        self.core.disk_failed(reason)
+        # Before the core ends what it does for its peer: whose copy is whole is asked about now.
         self.world.copy_failed(self)
+        self.core.disk_failed(reason)
         if self.dies_after_failure:
             self.fuse, self.dies_after_failure = self.dies_after_failure, 0
 

@@ -47,7 +47,7 @@ def test_a_seed_replays_exactly() -> None:
 
 
 def test_a_seed_counts_only_if_enough_happened() -> None:
-    outcome = run_seed(3)
+    outcome = run_seed(5)
     assert outcome.counts
     outcome.live_faults = LIVE_FAULTS_MIN - 1
     assert not outcome.counts

@@ -69,6 +69,8 @@ class World:
         self.on_change: list[Callable[[], None]] = []
         #: Called after each step of a commit that stores a record.
         self.on_record: list[Callable[[], None]] = []
+        #: Called with the node that has just acknowledged a request.
+        self.on_answer: list[Callable[[Node], None]] = []
         #: A node was frozen, and nothing comes between it and its peer until they have met again.
         self.sheltered = False
         #: Why a person may be needed; empty while the system must get well by itself.
@@ -227,6 +229,10 @@ class World:
 
     def complete(self, node: Node) -> bool:
         """Whether this node's copy has all that was acknowledged in its line, and says so."""
+        source = self.other(node)
+        if source.running and source.core.sessions[node.name].phase in _MADE_EQUAL:
+            # It is inconsistent meanwhile, or will be when what is under way to it arrives.
+            return False
         facts = node.laws.facts if node.running else node.stored_facts()
         failed = node.running and bool(node.core.failed)
         whole = bool(facts.lineage) and not facts.inconsistent and not failed
@@ -299,6 +305,8 @@ class World:
             for flushed in made:
                 found = holder.data.durable(flushed.offset, flushed.length)
                 line.check(found, f"{what} on stable storage", flushed.offset, durable=True)
+        for listener in self.on_answer:
+            listener(node)
 
     def check_durable(self, *nodes: Node) -> None:
         """What must survive every loss of power is on stable storage on these nodes."""
@@ -426,4 +434,6 @@ class World:
         return verdicts
 
 
+#: What a source is in while its target is no whole copy.
+_MADE_EQUAL = (Phase.SOURCE_STARTING, Phase.SOURCE, Phase.JOINING)
 _ENDED = (Phase.IDLE, Phase.REFUSED, Phase.SPLIT_BRAIN)

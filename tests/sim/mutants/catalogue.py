@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tests.sim.violation import Rule
 
 #: Seeds within which a mutant must be found.
-SEEDS_MAX = 60
+SEEDS_MAX = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "answered = generation.id == facts.generation.id",
         Rule.ORDER,
         quick=True,
+    ),
+    _mutant(
+        "answer-from-the-cache-beside-a-member-that-gives-way",
+        "repl/core/writes.py",
+        "elif self.sync_first:",
+        "elif False:",
+        Rule.LEDGER,
     ),
     _mutant(
         "answer-a-flush-without-the-peer",
