@@ -207,7 +207,8 @@ class LedgerClient:
             length = len(run) * block_bytes
             handle.aio_zero(length, run.start * block_bytes, completion=answered, flags=flags)
         else:
-            data = self._nbd.Buffer.from_bytearray(self.ledger.payload(version))
+            # libnbd keeps what it is given until the answer; its own Buffer it would keep for ever.
+            data = self.ledger.payload(version)
             handle.aio_pwrite(data, run.start * block_bytes, completion=answered, flags=flags)
         return True
 

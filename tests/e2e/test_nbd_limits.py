@@ -70,4 +70,5 @@ def test_limits_of_the_configuration_are_kept_by_front_and_worker_and_counted(
             assert beyond.is_closed_by_server()
         client.send(read(0, 16 * MIB) * 4)
         expected = {"options", "clients", "handshakes", "unsent_bytes"}
-        wait_for(lambda: met(metrics_port) == expected, what="all of them are counted")
+        # On a slow machine others may be met as well: reads that wait for a thread, a deadline.
+        wait_for(lambda: expected <= met(metrics_port), what="all of them are counted")
