@@ -3,6 +3,7 @@ tests: both copies equal, in sync, and nothing loud in a log."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,8 +46,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def live_tls_pair(certificates: Path) -> Iterator[Pair]:
+@contextlib.contextmanager
+def tls_pair(certificates: Path) -> Iterator[Pair]:
     """Everything encrypted, and r0 for ann only."""
     with Pair.make((VolumeSpec(options=('clients = ["ann"]',)),)) as pair:
         for node in pair.nodes:
@@ -54,6 +55,12 @@ def live_tls_pair(certificates: Path) -> Iterator[Pair]:
             node.nbd_options = ('tls = "required"',)
             node.write_config()
         pair.start_in_sync(primary=pair.alpha)
+        yield pair
+
+
+@pytest.fixture(scope="session")
+def live_tls_pair(certificates: Path) -> Iterator[Pair]:
+    with tls_pair(certificates) as pair:
         yield pair
 
 

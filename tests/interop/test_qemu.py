@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import MIB, wait_for
-from tests.interop.conftest import Connect, Tool
+from tests.interop.conftest import Connect, Tool, tls_pair
 from tests.interop.targets import (
     SIZE_BYTES,
     FileTarget,
@@ -141,7 +141,7 @@ def storage_daemon(export: Target, folder: Path) -> Iterator[str]:
             *qemu_objects(export),
             "--blockdev",
             f"driver=nbd,node-name=n0,server.type=unix,server.path={export.path},export=r0,"
-            + ("tls-creds=tls0,tls-hostname=alpha," if export.client is not None else "")
+            + ("tls-creds=tls0,tls-hostname=localhost," if export.client is not None else "")
             + "reconnect-delay=60",
             "--nbd-server",
             f"addr.type=unix,addr.path={socket},max-connections=8",
@@ -185,8 +185,8 @@ def test_storage_daemon_rides_over_the_death_of_tls_processes(
 class Floating(PairTarget):
     """The primary of two nodes under an address that goes to the other node when it dies."""
 
-    def __init__(self, pair: Pair, folder: Path) -> None:
-        super().__init__(pair)
+    def __init__(self, pair: Pair, folder: Path, client: Path | None = None) -> None:
+        super().__init__(pair, client)
         self._address = folder / "service.sock"
         self._address.symlink_to(self.node.nbd_socket)
 
@@ -217,6 +217,17 @@ def test_storage_daemon_rides_over_failovers_to_the_other_node(
     with Pair.make() as pair:
         pair.start_in_sync(primary=pair.alpha)
         export = Floating(pair, tmp_path)
+        ride_over(export.fail_over, 2, export, connect, tmp_path)
+        export.settle()
+
+
+@pytest.mark.slow
+def test_storage_daemon_rides_over_failovers_over_tls(
+    certificates: Path, connect: Connect, tmp_path: Path
+) -> None:
+    """The client knows the service by a name that both nodes' certificates carry."""
+    with tls_pair(certificates) as pair:
+        export = Floating(pair, tmp_path, certificates / "ann")
         ride_over(export.fail_over, 2, export, connect, tmp_path)
         export.settle()
 
