@@ -77,6 +77,7 @@ PAIRS = ("repl", "repl-interpreted", "limit", "limit-crc", "mirror-tcp", "mirror
 SINGLES = ("repl-single", "nbdserver", "limit-single", "nbdkit", "qemu-nbd", "nbd-server")
 #: What the floors of the first figure are measured against.
 FLOOR_PAIRS = ("repl", "repl-interpreted", "limit", "mirror-tcp", "mirror-unix")
+TLS_SINGLES = ("nbdserver-tls", "nbdserver", "nbdkit-tls")
 SHORT_PAIRS = ("repl", "limit", "mirror-unix")
 SHORT_SINGLES = ("repl-single", "nbdserver", "limit-single", "nbdkit")
 
@@ -171,6 +172,8 @@ def single_rows(wide: tuple[str, ...], short: tuple[str, ...]) -> tuple[Row, ...
         _row("one-read-128k", READ_128K, short, "one copy"),
         _row("one-write-1m", WRITE_1M, wide, "one copy"),
         _row("one-read-1m", READ_1M, wide, "one copy"),
+        _row("one-tls-write-128k", WRITE_128K, TLS_SINGLES, "one copy", "client over TLS"),
+        _row("one-tls-read-128k", READ_128K, TLS_SINGLES, "one copy", "client over TLS"),
     )
 
 

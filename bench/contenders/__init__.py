@@ -29,9 +29,11 @@ CONTENDERS: dict[str, Contender] = {
         QemuPair("mirror-unix", "qemu mirror over a Unix socket", unix=True),
         QemuPair("quorum", "qemu quorum over TCP", quorum=True),
         Repl("repl-single", "this project, one copy", replicated=False),
-        NbdServer(),
+        NbdServer("nbdserver", "nbdserver (ours, plain file)"),
+        NbdServer("nbdserver-tls", "nbdserver over TLS", tls=True),
         Limit("limit-single", "C limit, one copy", replicated=False),
-        Nbdkit(),
+        Nbdkit("nbdkit", "nbdkit file"),
+        Nbdkit("nbdkit-tls", "nbdkit file over TLS", tls=True),
         QemuNbd(),
         NbdServerC(),
     )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.certificates import server_certificates, unverified
 from bench.contender import Contender, Kind, Place, Served
 from bench.processes import ContenderBroke, accepts, running
 from repl.build import COMPILED, INTERPRETED
@@ -94,8 +95,7 @@ class Repl(Contender):
             groups = [node.groups[-1] for node in nodes]
             uri = nodes[0].uri(VOLUME)
             if self._tls is Tls.EVERYWHERE:
-                # fio's engine takes no certificates; what is encrypted is the same without.
-                uri = f"nbds{uri.removeprefix('nbd')}&tls-verify-peer=false"
+                uri = unverified(uri)
             yield Served(
                 uri,
                 (groups[0],),
@@ -149,10 +149,13 @@ def wait_in_sync(nodes: list[Node]) -> None:
 class NbdServer(Contender):
     """`python -m nbdserver FILE`: what our NBD server costs without any replication."""
 
-    key = "nbdserver"
-    title = "nbdserver (ours, plain file)"
     kind = Kind.OURS
     replicated = False
+
+    def __init__(self, key: str, title: str, *, tls: bool = False) -> None:
+        self.key = key
+        self.title = title
+        self._tls = tls
 
     def missing(self) -> str:
         return ""
@@ -164,6 +167,11 @@ class NbdServer(Contender):
     def serve(self, place: Place) -> Iterator[Served]:
         backing, socket = place.backing("plain"), place.folder / "nbd.sock"
         command = [sys.executable, "-m", "nbdserver", str(backing), "--socket", str(socket)]
+        uri = f"nbd+unix:///?socket={socket}"
+        if self._tls:
+            folder = server_certificates(place.folder / "tls")
+            command += ["--tls=required", f"--tls-certificates={folder}"]
+            uri = unverified(uri)
         log = place.folder / "nbdserver.log"
         with running(command, log, lambda: accepts(socket), cwd=product_root()) as group:
-            yield Served(f"nbd+unix:///?socket={socket}", (group,), (), (backing,))
+            yield Served(uri, (group,), (), (backing,))

@@ -10,6 +10,7 @@ import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.certificates import server_certificates, unverified
 from bench.contender import Contender, Kind, Place, Served
 from bench.contenders.qemu import first_line
 from bench.processes import accepts, missing_command, running, running_daemon
@@ -34,6 +35,10 @@ class PlainServer(Contender):
     def command(self, place: Place, backing: Path, socket: Path) -> list[str]:
         """Return how to serve `backing` on `socket`, in the foreground."""
 
+    def uri(self, socket: Path) -> str:
+        """Return under which name clients find the export."""
+        return f"nbd+unix:///{self.export}?socket={socket}"
+
     @contextlib.contextmanager
     def run(self, place: Place, command: list[str], socket: Path) -> Iterator[int]:
         """Run the command until the end of the block; yield its process group."""
@@ -45,16 +50,27 @@ class PlainServer(Contender):
         backing, socket = place.backing("plain"), place.folder / "nbd.sock"
         command = self.command(place, backing, socket)
         with self.run(place, command, socket) as group:
-            yield Served(f"nbd+unix:///{self.export}?socket={socket}", (group,), (), (backing,))
+            yield Served(self.uri(socket), (group,), (), (backing,))
 
 
 class Nbdkit(PlainServer):
-    key = "nbdkit"
-    title = "nbdkit file"
     program = "nbdkit"
 
+    def __init__(self, key: str, title: str, *, tls: bool = False) -> None:
+        self.key = key
+        self.title = title
+        self._tls = tls
+
     def command(self, place: Place, backing: Path, socket: Path) -> list[str]:
-        return [self.program, "--foreground", "--unix", str(socket), "file", str(backing)]
+        tls: list[str] = []
+        if self._tls:
+            folder = server_certificates(place.folder / "tls")
+            tls = ["--tls=require", f"--tls-certificates={folder}"]
+        return [self.program, "--foreground", "--unix", str(socket), *tls, "file", str(backing)]
+
+    def uri(self, socket: Path) -> str:
+        plain = super().uri(socket)
+        return unverified(plain) if self._tls else plain
 
 
 class QemuNbd(PlainServer):
