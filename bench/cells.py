@@ -77,7 +77,7 @@ PAIRS = ("repl", "repl-interpreted", "limit", "limit-crc", "mirror-tcp", "mirror
 SINGLES = ("repl-single", "nbdserver", "limit-single", "nbdkit", "qemu-nbd", "nbd-server")
 #: What the floors of the first figure are measured against.
 FLOOR_PAIRS = ("repl", "repl-interpreted", "limit", "mirror-tcp", "mirror-unix")
-TLS_SINGLES = ("nbdserver-tls", "nbdserver", "nbdkit-tls")
+TLS_SINGLES = ("nbdserver-tls", "nbdkit-tls")
 SHORT_PAIRS = ("repl", "limit", "mirror-unix")
 SHORT_SINGLES = ("repl-single", "nbdserver", "limit-single", "nbdkit")
 
@@ -161,13 +161,13 @@ def single_rows(wide: tuple[str, ...], short: tuple[str, ...]) -> tuple[Row, ...
     return (
         _row("one-write-4k-1", WRITE_1, wide, "one copy"),
         replace(_row("one-write-4k-1-pinned", WRITE_1, short, "one copy", "pinned"), pinned=True),
-        _row("one-write-4k-4", WRITE_4, short, "one copy"),
+        _row("one-write-4k-4", WRITE_4, SHORT_SINGLES, "one copy"),
         _row("one-write-4k-32", WRITE, wide, "one copy"),
         _row("one-read-4k-1", READ_1, wide, "one copy"),
         replace(_row("one-read-4k-1-pinned", READ_1, short, "one copy", "pinned"), pinned=True),
-        _row("one-read-4k-4", READ_4, short, "one copy"),
+        _row("one-read-4k-4", READ_4, SHORT_SINGLES, "one copy"),
         _row("one-read-4k-32", READ, wide, "one copy"),
-        _row("one-mix-4k-32", MIX, short, "one copy"),
+        _row("one-mix-4k-32", MIX, SHORT_SINGLES, "one copy"),
         _row("one-write-128k", WRITE_128K, short, "one copy"),
         _row("one-read-128k", READ_128K, short, "one copy"),
         _row("one-write-1m", WRITE_1M, wide, "one copy"),

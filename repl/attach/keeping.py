@@ -240,8 +240,13 @@ class Keeper:
         poll = select.poll()
         poll.register(self._events, select.POLLIN)
         for link in self._links:
-            if link is not None and not link.dead:
+            if link is None:
+                continue
+            if not link.dead:
                 poll.register(link.fileno(), 0)
+            elif longest_s is None:
+                # It died since it was looked at, and its death may be announced to nobody.
+                return
         poll.poll(None if longest_s is None else longest_s * 1000)
         if self.index in self._kernel.dead_links():
             self._suspects = {at for at, link in enumerate(self._links) if link is None}

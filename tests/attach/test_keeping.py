@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -19,6 +20,7 @@ from nbdserver.protocol import (
 from repl.attach import keeping
 from repl.attach.dialing import NoConnection
 from repl.attach.keeping import DeviceGone, Keeper, Plan
+from repl.attach.kernel_socket import KernelSocket
 from repl.attach.negotiation import Offer
 from tests.attach.fake_kernel import FakeKernel, fill
 
@@ -258,6 +260,29 @@ def test_keeper_ends_with_its_device(bench: Bench) -> None:
         bench.keeper.step(WAIT_S)
     bench.keeper.keep()
     assert len(bench.servers.dialled) == 2
+
+
+def test_connection_that_dies_just_after_it_was_looked_at_is_not_overlooked(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(stack, servers=1, connections=1)
+    bench.keeper.attach()
+    shows_death = vars(KernelSocket)["dead"].fget
+    looks: list[bool] = []
+
+    def dead(link: KernelSocket) -> bool:
+        found: bool = shows_death(link)
+        if not looks:
+            # The driver says nothing of this; only the socket shows it.
+            bench.kernel.disconnect(4)
+        looks.append(found)
+        return found
+
+    monkeypatch.setattr(KernelSocket, "dead", property(dead))
+    keeping_thread = threading.Thread(target=bench.keeper.keep, daemon=True)
+    keeping_thread.start()
+    keeping_thread.join(20)
+    assert not keeping_thread.is_alive() and looks[0] is False
 
 
 def test_device_that_goes_while_it_is_offered_a_socket_ends_the_keeper(bench: Bench) -> None:
