@@ -37,7 +37,7 @@ def test_no_fixed_seed_breaks_a_promise(group: int) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("group", range(8))
 def test_no_seed_of_the_large_set_breaks_a_promise(group: int) -> None:
-    _run(100_000 + group * 150, 150)
+    _run(100_000 + group * 100, 100)
 
 
 def test_a_seed_replays_exactly() -> None:
