@@ -16,6 +16,7 @@ from nbdserver.buffers import ByteBudget, Chunk
 from nbdserver.client_socket import ClientSocket
 from nbdserver.counters import TransmissionCounters
 from nbdserver.errors import LocalError
+from nbdserver.file_data import FileData
 from nbdserver.protocol import NBD_CMD_READ
 from nbdserver.replies import Data, Extents, Part, ReplyQueue
 from nbdserver.requests import Request
@@ -87,6 +88,22 @@ class AnsweringHalf(ClientSocket):
                 self._replies.add_data(request, data, hold)
             else:
                 self._replies.add_success(request)
+        finally:
+            self._done(request)
+
+    @property
+    def sends_at_once(self) -> bool:
+        """Whether the next reply goes to the socket in this turn, as far as that takes it."""
+        return not self._writing
+
+    def reply_file(self, request: Request, data: FileData) -> None:
+        """As `reply` with data, which lies in a file and in the page cache. Only for a connection
+        that sends at once, and `send_replies` has to follow before anything is waited for."""
+        if request.connection is not self or self._writing:
+            raise LocalError("a request was answered twice, or on another connection, or too early")
+        try:
+            if not self._closed:
+                self._replies.add_file(request, data)
         finally:
             self._done(request)
 

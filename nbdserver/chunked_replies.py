@@ -16,6 +16,7 @@ from typing import Final
 
 from nbdserver.buffers import Chunk
 from nbdserver.errors import LocalError
+from nbdserver.file_data import FileData
 from nbdserver.protocol import (
     ERROR,
     EXTENDED_CHUNK,
@@ -82,6 +83,11 @@ class StructuredReplies(ReplyQueue):
             self._add_pieces(header, length, data or ())
         if hold is not None:
             self._holds.append((self._queued_bytes, hold))
+
+    def add_file(self, request: Request, data: FileData) -> None:
+        length = request.length
+        header = self._data_header(request, request.offset, length, NBD_REPLY_FLAG_DONE)
+        self._add_file(header, length, data)
 
     def add_parts(self, request: Request, parts: Sequence[Part], hold: Chunk | None) -> None:
         if request.flags & NBD_CMD_FLAG_DF:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from nbdserver.allocation import cut
 from nbdserver.buffers import ByteBudget, Chunk, ChunkPool
 from nbdserver.contexts import BASE_ALLOCATION
+from nbdserver.file_data import FILE_DATA_BYTES_MIN, FileData, PageCache
 from nbdserver.file_threads import FileThreads, Outcome
 from nbdserver.file_work import FileWork
 from nbdserver.overlaps import Overlaps
@@ -78,6 +79,7 @@ class FileBackend:
         found_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
         self.size_bytes = found_bytes - found_bytes % block_bytes
         self._read_flags = os.RWF_NOWAIT
+        self._page_cache = PageCache(self._descriptor)
         self._work = FileWork(self._descriptor, path, self.size_bytes, block_bytes, device=device)
         self._threads = FileThreads(loop, self._deliver)
         self._overlaps = Overlaps()
@@ -211,6 +213,14 @@ class FileBackend:
             if parts is not None and len(parts) == 1:
                 connection.reply_sparse(request, [length])
                 return
+        if (
+            parts is None
+            and length >= FILE_DATA_BYTES_MIN
+            and connection.sends_at_once
+            and self._page_cache.holds(offset, length)
+        ):
+            connection.reply_file(request, FileData(self._descriptor, offset, length))
+            return
         hold: Chunk | None = None
         if length >= POOLED_READ_BYTES_MIN and (hold := self._read_pool.take(length)):
             data = hold.view[:length]

@@ -12,10 +12,11 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 from nbdserver.buffers import Chunk
 from nbdserver.errors import LocalError
+from nbdserver.file_data import FileData
 from nbdserver.protocol import (
     NBD_EINVAL,
     NBD_EIO,
@@ -33,6 +34,8 @@ from nbdserver.protocol import (
 from nbdserver.requests import Request
 
 Data = bytes | bytearray | memoryview
+#: What waits to be sent.
+Piece = Data | FileData
 #: A part of what a READ found: its data, or the length of a hole.
 Part = Data | int
 #: (length, status) of consecutive ranges, from the offset of a BLOCK_STATUS on.
@@ -64,11 +67,12 @@ def wire_error(error: int) -> int:
 class ReplyQueue:
     """Pieces in the order in which they are sent; `unsent_bytes` is what they add up to."""
 
-    __slots__ = ("_has_data", "_holds", "_queued_bytes", "pieces", "sent_bytes")
+    __slots__ = ("_has_data", "_has_files", "_holds", "_queued_bytes", "pieces", "sent_bytes")
 
     def __init__(self) -> None:
-        self.pieces: list[Data] = []
+        self.pieces: list[Piece] = []
         self._has_data = False
+        self._has_files = False
         # Totals over the connection's life. A hold is a chunk to release once as much is sent.
         self._queued_bytes = self.sent_bytes = 0
         self._holds: deque[tuple[int, Chunk]] = deque()
@@ -105,6 +109,17 @@ class ReplyQueue:
         if hold is not None:
             self._holds.append((self._queued_bytes, hold))
 
+    def add_file(self, request: Request, data: FileData) -> None:
+        """Queue what a READ found, which `send_to` must be called for in the same turn."""
+        self._add_file(_SUCCESS + request.cookie, request.length, data)
+
+    def _add_file(self, header: bytes, length: int, data: FileData) -> None:
+        if len(data) != length:
+            raise LocalError(f"{len(data)} bytes of a file for a READ of {length}")
+        self.pieces += (header, data)
+        self._has_files = True
+        self._queued_bytes += len(header) + length
+
     def add_parts(self, request: Request, parts: Sequence[Part], hold: Chunk | None) -> None:
         """Queue what a READ found, holes told apart. LocalError for another length."""
         self.add_data(request, with_zeroes(parts), hold)
@@ -129,29 +144,50 @@ class ReplyQueue:
         pieces = self.pieces
         while pieces:
             try:
-                if not self._has_data:
-                    pieces[:] = [b"".join(pieces)]
-                    sent = sock.send(pieces[0])
-                elif len(pieces) <= IOVECS_MAX:
-                    sent = sock.sendmsg(pieces)
-                else:
-                    sent = sock.sendmsg(pieces[:IOVECS_MAX])
+                sent = self._send_files(sock) if self._has_files else self._send_some(sock)
             except (BlockingIOError, InterruptedError):
                 break
             self.sent_bytes += sent
             if self.sent_bytes == self._queued_bytes:
                 pieces.clear()
-                self._has_data = False
+                self._has_data = self._has_files = False
             else:
                 _drop_sent(pieces, sent)
+        if self._has_files:
+            # The pages may be gone when the client takes more, and a disk be waited for.
+            for index, piece in enumerate(pieces):
+                if isinstance(piece, FileData):
+                    pieces[index] = piece.copied()
+                    self._has_data = True
+            self._has_files = False
         holds = self._holds
         while holds and holds[0][0] <= self.sent_bytes:
             holds.popleft()[1].release()
 
+    def _send_some(self, sock: socket.socket) -> int:
+        pieces = cast("list[Data]", self.pieces)
+        if not self._has_data:
+            pieces[:] = [b"".join(pieces)]
+            return sock.send(pieces[0])
+        return sock.sendmsg(pieces if len(pieces) <= IOVECS_MAX else pieces[:IOVECS_MAX])
+
+    def _send_files(self, sock: socket.socket) -> int:
+        """The first piece if it is a file's, or all that lies before the first such one."""
+        buffers: list[Data] = []
+        for piece in self.pieces:
+            if isinstance(piece, FileData):
+                if not buffers:
+                    return piece.send_to(sock)
+                break
+            if len(buffers) == IOVECS_MAX:
+                break
+            buffers.append(piece)
+        return sock.sendmsg(buffers, (), socket.MSG_MORE)
+
     def discard(self) -> None:
         """Nobody is there to take anything any more."""
         self.pieces.clear()
-        self._has_data = False
+        self._has_data = self._has_files = False
         self._queued_bytes = self.sent_bytes
         for _, chunk in self._holds:
             chunk.release()
@@ -174,7 +210,7 @@ def with_zeroes(parts: Sequence[Part]) -> list[Data]:
     return pieces
 
 
-def _drop_sent(pieces: list[Data], sent_bytes: int) -> None:
+def _drop_sent(pieces: list[Piece], sent_bytes: int) -> None:
     """Remove the first `sent_bytes` from the queue."""
     whole = 0
     for piece in pieces:
@@ -184,4 +220,8 @@ def _drop_sent(pieces: list[Data], sent_bytes: int) -> None:
         whole += 1
     del pieces[:whole]
     if sent_bytes:
-        pieces[0] = memoryview(pieces[0])[sent_bytes:]
+        first = pieces[0]
+        if isinstance(first, FileData):
+            first.skip(sent_bytes)
+        else:
+            pieces[0] = memoryview(first)[sent_bytes:]

@@ -12,6 +12,7 @@ from typing import Final
 from nbdserver.allocation import cut
 from nbdserver.buffers import ByteBudget, Chunk, ChunkPool
 from nbdserver.connection import Connection
+from nbdserver.file_data import FILE_DATA_BYTES_MIN, FileData, PageCache
 from nbdserver.protocol import NBD_CMD_CACHE, NBD_CMD_READ
 from nbdserver.replies import Extents
 from nbdserver.requests import Request, StatusRequest
@@ -49,6 +50,7 @@ class Reader:
         self._run_again = run_again
         self._allocation = allocation_of(backing)
         self._status = BlockStatus(volume, self._allocation, threads)
+        self._page_cache = PageCache(backing.fileno())
         self._pool = ChunkPool(
             ByteBudget(POOLED_READ_BYTES_MAX), POOLED_READ_BYTES_MAX, SPARE_READ_BYTES_MAX
         )
@@ -83,6 +85,16 @@ class Reader:
                 connection.reply_sparse(request, [length])
                 answered.add(connection)
                 return
+        if (
+            holes is None
+            and length >= FILE_DATA_BYTES_MIN
+            and connection.sends_at_once
+            and self._page_cache.holds(request.offset, length)
+        ):
+            descriptor = self._backing.fileno()
+            connection.reply_file(request, FileData(descriptor, request.offset, length))
+            answered.add(connection)
+            return
         hold: Chunk | None = None
         buffer: bytearray | memoryview
         if length >= POOLED_READ_BYTES_MIN and (hold := self._pool.take(length)) is not None:

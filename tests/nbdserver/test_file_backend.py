@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from nbdserver import protocol as nbd
 from nbdserver import zeroing
 from nbdserver.connection import Connection
 from nbdserver.file_backend import FileBackend
+from nbdserver.file_data import FILE_DATA_BYTES_MIN, FileData, PageCache
 from tests.nbdserver.conftest import DISK_BYTES, Run
 from tests.nbdserver.served_file import Gate, ServedFile
 from tests.nbdserver.wire import eventually, read, request, write
@@ -263,6 +265,37 @@ def test_read_that_would_block_goes_to_a_thread(
     asyncio.run(scenario())
     assert threads
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("can_tell", [True, False])
+def test_large_read_is_the_same_whether_the_page_cache_is_sent_or_copied(
+    monkeypatch: pytest.MonkeyPatch, run: Run, disk: Path, can_tell: bool
+) -> None:
+    sent: list[int] = []
+    real = FileData.send_to
+
+    def noted(data: FileData, sock: socket.socket) -> int:
+        sent.append(real(data, sock))
+        return sent[-1]
+
+    async def scenario() -> None:
+        served = ServedFile(disk)
+        content = os.urandom(FILE_DATA_BYTES_MIN + 4096)
+        assert await served.ask(write(4096, content)) == 0
+        with disk.open("rb") as file:
+            tells = PageCache(file.fileno()).holds(4096, len(content))
+        assert (
+            await served.read(4096, FILE_DATA_BYTES_MIN - 1) == content[: FILE_DATA_BYTES_MIN - 1]
+        )
+        assert sent == []
+        assert await served.read(4096, len(content)) == content
+        assert bool(sent) == tells
+        await served.close()
+
+    monkeypatch.setattr(FileData, "send_to", noted)
+    if not can_tell:
+        monkeypatch.setattr(PageCache, "holds", lambda *_: False)
+    run(scenario())
 
 
 def test_file_system_without_nowait_is_read_directly(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nbdserver import protocol as nbd
+from nbdserver.file_data import PageCache
 from nbdserver.terms import ReplyStyle, Terms
 from repl.store import fallocate
 from repl.store.backing import Backing
@@ -112,6 +113,8 @@ def test_buffer_of_a_read_is_not_filled_again_before_it_is_sent(
 ) -> None:
     """A client that takes nothing for a while: its replies wait in buffers of the pool."""
 
+    monkeypatch.setattr(PageCache, "holds", lambda *_: False)
+
     async def scenario() -> None:
         served = await ServedEngine.primary(tmp_path)
         client, pool = served.client(Terms()), served.engine._reader._pool
@@ -136,11 +139,35 @@ def test_buffer_of_a_read_is_not_filled_again_before_it_is_sent(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("terms", [Terms(), STRUCTURED], ids=["simple", "structured"])
+def test_reads_from_the_page_cache_wait_for_a_client_that_takes_its_time(
+    tmp_path: Path, terms: Terms
+) -> None:
+    async def scenario() -> None:
+        served = await ServedEngine.primary(tmp_path)
+        client = served.client(terms)
+        ours = served.connection
+        contents = [os.urandom(MIB) for _ in range(8)]
+        for number, content in enumerate(contents):
+            await done(client, write(number * MIB, content))
+        await client.send(b"".join(read(number * MIB, MIB, number) for number in range(8)))
+        await eventually(lambda: ours.requests == 16 and not ours.requests_in_flight, "answered")
+        assert ours.unsent_bytes > 4 * MIB
+        for content in contents:
+            await client.receive(28 if terms is STRUCTURED else 16)
+            assert await client.receive(MIB) == content
+        assert ours.unsent_bytes == 0
+        await served.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("ending", ["gone", "failed in the turn", "failed in a thread"])
 def test_buffer_of_a_read_that_nobody_gets_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     held = threading.Event()
+    monkeypatch.setattr(PageCache, "holds", lambda *_: False)
 
     def failing(*_: Any) -> bool:
         raise OSError(errno.EIO, "the disk")
