@@ -92,6 +92,7 @@ def _one(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
 def _many(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     seeds: Iterable[int]
+    end: int | None = None
     tally = None
     # Seeds that nobody has run yet, far from the fixed ones.
     start = random.SystemRandom().randrange(1 << 20, 1 << 40)
@@ -103,12 +104,12 @@ def _many(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
             first, _, last = arguments.seeds.partition("..")
             if not first.isdecimal() or not (last or first).isdecimal():
                 parser.error("--seeds is A..B")
-            start = int(first)
-            seeds = range(start, int(last or first) + 1)
+            start, end = int(first), int(last or first)
+            seeds = range(start, end + 1)
         else:
             seeds = itertools.count(start)
         if tally:
-            tally.begin(start)
+            tally.begin(start, end)
     except TallyError as error:
         parser.error(str(error))
     totals = _sit(seeds, arguments, tally)

@@ -80,18 +80,24 @@ class Tally:
     @property
     def next_seed(self) -> int | None:
         """The first one after all that ran, if any did."""
-        return max((last for _, last in self.ranges), default=-1) + 1 or None
+        return max((last for _, last in self._run_ranges), default=-1) + 1 or None
 
-    def begin(self, first: int) -> None:
-        """A sitting begins with this seed.
+    @property
+    def _run_ranges(self) -> list[list[int]]:
+        """Of the sittings, those that ran a seed at all."""
+        return [[first, last] for first, last in self.ranges if first <= last]
+
+    def begin(self, first: int, last: int | None = None) -> None:
+        """A sitting begins that runs these seeds; without a last one, all that follow.
 
         Raises:
-            TallyError: it ran already.
+            TallyError: one of them ran already.
         """
-        for known, last in self.ranges:
-            if known <= first <= last:
+        for known_first, known_last in self._run_ranges:
+            if first <= known_last and (last is None or known_first <= last):
+                seed = max(first, known_first)
                 raise TallyError(
-                    f"seed {first} is in {self.path} already: go on with {self.next_seed}"
+                    f"seed {seed} is in {self.path} already: go on with {self.next_seed}"
                 )
         self.ranges.append([first, first - 1])
 
@@ -114,7 +120,7 @@ class Tally:
         totals = self.totals
         kept = {
             "sources": self.sources,
-            "ranges": self.ranges,
+            "ranges": self._run_ranges,
             "wall_s": round(self.wall_s, 1),
             "totals": {name: getattr(totals, name) for name in _COUNTED},
             "failed": self.failures(),
@@ -139,7 +145,7 @@ class Tally:
 
     def summary(self) -> str:
         """What ran in all, for people."""
-        seeds = ", ".join(f"{first}..{last}" for first, last in self.ranges if last >= first)
+        seeds = ", ".join(f"{first}..{last}" for first, last in self._run_ranges)
         failures = self.failures()
         failed = "".join(f"\n  seed {each['seed']} failed: {each['failure']}" for each in failures)
         totals = self.totals

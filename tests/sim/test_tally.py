@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+import tests.sim.run
 import tests.sim.tally
 from tests.sim.run import main
 from tests.sim.scenario import Outcome
@@ -60,8 +62,61 @@ def test_a_seed_is_not_counted_twice(tmp_path: Path) -> None:
     tally = Tally.open(tmp_path / "swarm.json")
     tally.begin(7)
     tally.add(Totals(seeds=3), 1.0)
-    with pytest.raises(TallyError, match="go on with 10"):
-        tally.begin(9)
+    for first, last in ((9, 9), (5, 7), (1, 20), (8, None), (1, None)):
+        with pytest.raises(TallyError, match="go on with 10"):
+            tally.begin(first, last)
+    assert tally.ranges == [[7, 9]]
+    tally.begin(1, 6)
+    tally.begin(10)
+
+
+def test_the_seed_that_is_refused_is_one_that_ran(tmp_path: Path) -> None:
+    tally = Tally.open(tmp_path / "swarm.json")
+    tally.begin(7)
+    tally.add(Totals(seeds=3), 1.0)
+    with pytest.raises(TallyError, match="seed 7 is in"):
+        tally.begin(1, 20)
+
+
+def test_a_sitting_without_a_seed_takes_none(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.json"
+    tally = Tally.open(path)
+    tally.begin(7)
+    assert tally.next_seed is None
+    tally.begin(1, 20)
+    tally.save()
+    assert Tally.open(path).ranges == []
+
+
+def test_a_range_that_reaches_into_a_known_one_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.json"
+    tally = Tally.open(path)
+    tally.begin(7)
+    tally.add(Totals(seeds=3), 1.0)
+    tally.save()
+    with pytest.raises(SystemExit) as caught:
+        main(["--tally", str(path), "--seeds", "5..8"])
+    assert caught.value.code == 2
+    assert Tally.open(path).ranges == [[7, 9]]
+
+
+def test_new_seeds_are_those_after_all_known_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "swarm.json"
+    tally = Tally.open(path)
+    for first in (100, 7):
+        tally.begin(first, first + 2)
+        tally.add(Totals(seeds=3), 1.0)
+    tally.save()
+
+    def one(seeds: Iterable[int], _jobs: int) -> Iterator[Totals]:
+        assert next(iter(seeds)) == 103
+        yield Totals(seeds=1)
+
+    monkeypatch.setattr(tests.sim.run, "run_many", one)
+    assert main(["--tally", str(path)]) == 0
+    assert Tally.open(path).ranges == [[100, 102], [7, 9], [103, 103]]
 
 
 def test_a_failure_stays_in_the_tally(tmp_path: Path) -> None:
