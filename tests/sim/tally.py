@@ -6,19 +6,26 @@ these changes, what ran before says nothing any more, and the file takes no more
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import repl
 from tests.sim.cells import PROCEDURES, STATES, Row, all_cells, named, row_name
 from tests.sim.swarm import Totals
 
+#: Where every module is that is ours.
+_PACKAGES = frozenset({"bench", "deploy", "nbdserver", "repl", "tests"})
+#: It imports all that seeds run, and what aims them at cells.
+_COMMAND_LINE = "tests.sim.run"
 #: They decide nothing about what a seed does.
-_COMMAND_LINE = frozenset({"tests.sim.__main__", "tests.sim.run", "tests.sim.tally"})
+_LEFT_OUT = frozenset({_COMMAND_LINE, "tests.sim.tally"})
 _COUNTED = ("seeds", "counted", "acked_writes", "faults", "live_faults", "turns", "busy_s")
 
 
@@ -27,17 +34,72 @@ class TallyError(Exception):
 
 
 def digest_of_sources() -> str:
-    """Return one word for every module of the product and the simulator that a seed runs."""
-    root = Path(repl.__file__ or "").parent.parent
+    """Return one word for every module of the product and the simulator that a seed runs.
+
+    Raises:
+        TallyError: a module has no source.
+    """
     digest = hashlib.sha256()
-    for name in sorted(sys.modules):
-        if name.split(".")[0] != "repl" and not name.startswith("tests.sim."):
-            continue
-        # A compiled module has its source beside it.
-        path = root / (name.replace(".", "/") + ".py")
-        if name not in _COMMAND_LINE and path.exists():
-            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    for name, path in sorted(counted_sources().items()):
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+@cache
+def counted_sources() -> Mapping[str, Path]:
+    """Return every module that decides what a seed does, and its source.
+
+    They are found by what the sources import, wherever the statement stands. What is loaded would
+    depend on who asks: seeds run in other processes, which may load more while they run. To find
+    them takes most of a second, and what a process runs stays the same.
+
+    Raises:
+        TallyError: a module has no source.
+    """
+    found: dict[str, Path] = {}
+    waiting = [_COMMAND_LINE]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        path = _source(name)
+        if path is None:
+            raise TallyError(f"{name} has no source: nobody could tell whether it changes")
+        found[name] = path
+        package, _, _ = name.rpartition(".")
+        waiting += [package] if package else []
+        waiting += _imported_by(path)
+    return {name: path for name, path in found.items() if name not in _LEFT_OUT}
+
+
+def _imported_by(path: Path) -> Iterator[str]:
+    """The modules of ours that a source imports."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if _is_ours(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise TallyError(f"{path} imports what it does not name in full")
+            if node.module and _is_ours(node.module):
+                yield node.module
+                # A name that is imported from a package is a module of it, or defined by it.
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name for name in names if name in sys.modules or _source(name))
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] in _PACKAGES
+
+
+def _source(name: str) -> Path | None:
+    """Where a module's source is; a compiled one has it beside it."""
+    top, *inner = name.split(".")
+    spec = find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(spec.origin).parent.joinpath(*inner)
+    candidates = (place / "__init__.py", place.with_name(place.name + ".py"))
+    return next((path for path in candidates if path.exists()), None)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import py_compile
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +16,10 @@ import tests.sim.tally
 from tests.sim.run import main
 from tests.sim.scenario import Outcome
 from tests.sim.swarm import Totals, run_batch
-from tests.sim.tally import Tally, TallyError, digest_of_sources
+from tests.sim.tally import Tally, TallyError, counted_sources, digest_of_sources
+
+#: Where these modules come from: the sources, or a compiled tree that has them beside its modules.
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_sittings_are_one_swarm(tmp_path: Path) -> None:
@@ -41,21 +48,69 @@ def test_runs_of_other_sources_are_not_added(
         Tally.open(path)
 
 
-def test_the_core_the_store_and_the_simulator_are_the_sources(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    read_bytes = Path.read_bytes
+def test_the_core_the_store_and_the_simulator_are_the_sources() -> None:
+    counted = {"/".join(path.parts[-3:]) for path in counted_sources().values()}
+    for each in ("core/writes.py", "store/metadata.py", "link/connection.py", "core/__init__.py"):
+        assert f"repl/{each}" in counted
+    assert "tests/sim/cover.py" in counted
+    assert not counted & {"tests/sim/run.py", "tests/sim/tally.py", "tests/sim/test_tally.py"}
 
-    def noted(path: Path) -> bytes:
-        read.append("/".join(path.parts[-3:]))
-        return read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_bytes", noted)
-    digest_of_sources()
-    for each in ("core/writes.py", "store/metadata.py", "link/connection.py", "sim/cover.py"):
-        assert any(path.endswith(each) for path in read), each
-    assert not any(path.endswith("sim/run.py") for path in read)
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The sources of the product and the simulator, in a folder of their own, not compiled."""
+    made = tmp_path / "copied"
+    left_out = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(ROOT / "repl", made / "repl", ignore=left_out)
+    shutil.copytree(ROOT / "tests" / "sim", made / "tests" / "sim", ignore=left_out)
+    shutil.copy(ROOT / "tests" / "__init__.py", made / "tests")
+    return made
+
+
+def said_in(folder: Path, program: str) -> str:
+    """What a fresh process prints that has its modules from the folder."""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+SAY_DIGEST = "from tests.sim.tally import digest_of_sources; print(digest_of_sources())"
+
+
+def test_the_digest_is_that_of_the_sources_whatever_is_loaded_or_compiled(copied: Path) -> None:
+    assert said_in(copied, SAY_DIGEST) == digest_of_sources()
+
+
+@pytest.mark.parametrize("changed", ["repl/core/__init__.py", "tests/sim/dice.py"])
+def test_the_digest_changes_with_each_source(copied: Path, changed: str) -> None:
+    path = copied / changed
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    assert said_in(copied, SAY_DIGEST) != digest_of_sources()
+
+
+def test_a_module_without_a_source_is_no_gap_in_the_digest(copied: Path) -> None:
+    source = copied / "repl" / "core" / "lineage.py"
+    py_compile.compile(str(source), str(source.with_suffix(".pyc")))
+    source.unlink()
+    with pytest.raises(AssertionError, match=r"TallyError: repl\.core\.lineage has no source"):
+        said_in(copied, SAY_DIGEST)
+
+
+def test_all_that_a_seed_loads_is_counted(copied: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from tests.sim.run import run_many
+from tests.sim.tally import counted_sources
+
+list(run_many([1, 9], 1))
+files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+ours = {name for name, file in files.items() if file and Path(file).is_relative_to(Path.cwd())}
+assert len(ours) > 50
+print(*sorted(ours - set(counted_sources())))
+"""
+    assert said_in(copied, program) == "tests.sim.run tests.sim.tally"
 
 
 def test_a_seed_is_not_counted_twice(tmp_path: Path) -> None:
