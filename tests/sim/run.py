@@ -110,15 +110,18 @@ def _many(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
             seeds = itertools.count(start)
         if tally:
             tally.begin(start, end)
+            # What cannot be written is better known now than after hours.
+            tally.save()
     except TallyError as error:
         parser.error(str(error))
     totals = _sit(seeds, arguments, tally)
-    if arguments.json:
-        print(json.dumps(_as_json(totals)))
-        return 1 if totals.failures else 0
-    print(totals.summary())
     if tally:
         tally.save()
+    if arguments.json:
+        print(json.dumps(_as_json(totals)))
+        return 1 if totals.failures or (tally and tally.failures()) else 0
+    print(totals.summary())
+    if tally:
         print(tally.summary())
         totals = tally.totals
     whole = _print_coverage(totals, every=bool(arguments.fill))
@@ -142,9 +145,10 @@ def _sit(seeds: Iterable[int], arguments: argparse.Namespace, tally: Tally | Non
                     _print_failure(outcome, trace=stops, shrunk=arguments.no_shrink or not stops)
             if totals.failures and not arguments.keep_going:
                 break
-            if now_s - said_s > SAYS_EVERY_S and not arguments.json:
+            if now_s - said_s > SAYS_EVERY_S:
                 said_s = now_s
-                print(f"{said_s - begun_s:7.0f} s  {totals.summary()}", flush=True)
+                if not arguments.json:
+                    print(f"{said_s - begun_s:7.0f} s  {totals.summary()}", flush=True)
                 if tally:
                     tally.save()
     except KeyboardInterrupt:

@@ -123,9 +123,9 @@ class Tally:
             TallyError: it is no tally, or one of other sources.
         """
         tally = cls(path, digest_of_sources())
-        if not path.exists():
-            return tally
         try:
+            if not path.exists():
+                return tally
             kept = json.loads(path.read_text())
             sources = kept["sources"]
             if sources == tally.sources:
@@ -178,7 +178,11 @@ class Tally:
         return [*self.failed, *fresh]
 
     def save(self) -> None:
-        """Write the file anew; a run that is killed leaves the last one."""
+        """Write the file anew; a run that is killed leaves the last one.
+
+        Raises:
+            TallyError: it cannot be written.
+        """
         totals = self.totals
         kept = {
             "sources": self.sources,
@@ -191,8 +195,11 @@ class Tally:
             "visitors": {row_name(row): seeds for row, seeds in totals.visitors.items()},
         }
         fresh = self.path.with_name(self.path.name + ".new")
-        fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        fresh.replace(self.path)
+        try:
+            fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+            fresh.replace(self.path)
+        except OSError as error:
+            raise TallyError(f"{self.path} cannot be written ({error})") from error
 
     def _take_up(self, kept: dict[str, Any]) -> None:
         rows: dict[str, Row] = {row_name(row): row for row in (*STATES, *PROCEDURES)}

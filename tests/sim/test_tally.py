@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import py_compile
 import shutil
 import subprocess
@@ -155,6 +156,18 @@ def test_a_range_that_reaches_into_a_known_one_is_not_run(tmp_path: Path) -> Non
     assert Tally.open(path).ranges == [[7, 9]]
 
 
+def batches(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> list[Iterator[int]]:
+    """Let the command line run batches of so many seeds that do nothing; return what it runs."""
+    ran: list[Iterator[int]] = []
+
+    def run(seeds: Iterable[int], _jobs: int) -> Iterator[Totals]:
+        ran.append(iter(seeds))
+        yield from (Totals(seeds=size) for size in sizes)
+
+    monkeypatch.setattr(tests.sim.run, "run_many", run)
+    return ran
+
+
 def test_new_seeds_are_those_after_all_known_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,13 +177,9 @@ def test_new_seeds_are_those_after_all_known_ones(
         tally.begin(first, first + 2)
         tally.add(Totals(seeds=3), 1.0)
     tally.save()
-
-    def one(seeds: Iterable[int], _jobs: int) -> Iterator[Totals]:
-        assert next(iter(seeds)) == 103
-        yield Totals(seeds=1)
-
-    monkeypatch.setattr(tests.sim.run, "run_many", one)
+    ran = batches(monkeypatch, 1)
     assert main(["--tally", str(path)]) == 0
+    assert next(ran[0]) == 103
     assert Tally.open(path).ranges == [[100, 102], [7, 9], [103, 103]]
 
 
@@ -187,6 +196,47 @@ def test_a_failure_stays_in_the_tally(tmp_path: Path) -> None:
     again.save()
     assert "2 seeds (0 count), 1 failed" in Tally.open(path).summary()
     assert "seed 7 failed: a write is lost" in Tally.open(path).summary()
+
+
+@pytest.mark.parametrize("name", ["missing/swarm.json", ".", "file/swarm.json"])
+def test_a_tally_that_cannot_be_kept_is_refused_before_a_seed_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    ran = batches(monkeypatch, 3)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        main(["--tally", str(tmp_path / name), "--seeds", "1..3"])
+    assert (caught.value.code, ran) == (2, [])
+    assert str(tmp_path / name) in capsys.readouterr().err
+
+
+def test_a_sitting_that_ends_with_an_object_is_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "swarm.json"
+    batches(monkeypatch, 3)
+    assert main(["--tally", str(path), "--seeds", "5..7", "--json"]) == 0
+    assert Tally.open(path).ranges == [[5, 7]]
+    assert json.loads(capsys.readouterr().out)["seeds"] == 3
+
+
+def test_a_sitting_that_says_nothing_is_kept_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "swarm.json"
+
+    def run(_seeds: Iterable[int], _jobs: int) -> Iterator[Totals]:
+        yield Totals(seeds=3)
+        assert Tally.open(path).ranges == [[5, 7]]
+        yield Totals(seeds=1)
+
+    monkeypatch.setattr(tests.sim.run, "run_many", run)
+    monkeypatch.setattr(tests.sim.run, "SAYS_EVERY_S", -1.0)
+    assert main(["--tally", str(path), "--seeds", "5..8", "--json"]) == 0
+    assert Tally.open(path).ranges == [[5, 8]]
 
 
 def test_what_is_no_tally_is_refused_and_left_alone(tmp_path: Path) -> None:
