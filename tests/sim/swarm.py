@@ -17,6 +17,8 @@ from tests.sim.scenario import Outcome, run_seed
 VISITORS_MAX = 8
 #: Seeds that a process takes at once.
 BATCH_SEEDS = 4
+#: The fields of `Totals` that are added up.
+SUMMED = ("seeds", "counted", "acked_writes", "faults", "live_faults", "turns", "busy_s")
 
 
 @dataclass(slots=True)
@@ -60,9 +62,8 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add what another process did."""
-        for name in ("seeds", "counted", "acked_writes", "faults", "live_faults", "turns"):
+        for name in SUMMED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.busy_s += other.busy_s
         self.coverage.add(other.coverage)
         for row, seeds in other.visitors.items():
             self._visited(row, seeds)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sim.cells import PROCEDURES, STATES, Row, all_cells, named, row_name
-from tests.sim.swarm import Totals
+from tests.sim.swarm import SUMMED, Totals
 
 #: Where every module is that is ours.
 _PACKAGES = frozenset({"bench", "deploy", "nbdserver", "repl", "tests"})
@@ -26,7 +26,6 @@ _PACKAGES = frozenset({"bench", "deploy", "nbdserver", "repl", "tests"})
 _COMMAND_LINE = "tests.sim.run"
 #: They decide nothing about what a seed does.
 _LEFT_OUT = frozenset({_COMMAND_LINE, "tests.sim.tally"})
-_COUNTED = ("seeds", "counted", "acked_writes", "faults", "live_faults", "turns", "busy_s")
 
 
 class TallyError(Exception):
@@ -188,7 +187,7 @@ class Tally:
             "sources": self.sources,
             "ranges": self._run_ranges,
             "wall_s": round(self.wall_s, 1),
-            "totals": {name: getattr(totals, name) for name in _COUNTED},
+            "totals": {name: getattr(totals, name) for name in SUMMED},
             "failed": self.failures(),
             "hits": {named(cell): hits for cell, hits in totals.coverage.hits.items()},
             "rows": sorted(row_name(row) for row in totals.coverage.rows),
@@ -205,7 +204,7 @@ class Tally:
         rows: dict[str, Row] = {row_name(row): row for row in (*STATES, *PROCEDURES)}
         cells = {named(cell): cell for cell in all_cells()}
         self.ranges, self.wall_s, self.failed = kept["ranges"], kept["wall_s"], kept["failed"]
-        for name in _COUNTED:
+        for name in SUMMED:
             setattr(self.totals, name, kept["totals"][name])
         coverage = self.totals.coverage
         coverage.hits.update({cells[name]: hits for name, hits in kept["hits"].items()})

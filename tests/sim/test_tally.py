@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import tests.sim.run
 import tests.sim.tally
 from tests.sim.run import main
 from tests.sim.scenario import Outcome
-from tests.sim.swarm import Totals, run_batch
+from tests.sim.swarm import SUMMED, Totals, run_batch
 from tests.sim.tally import Tally, TallyError, counted_sources, digest_of_sources
 
 #: Where these modules come from: the sources, or a compiled tree that has them beside its modules.
@@ -37,6 +38,22 @@ def test_two_sittings_are_one_swarm(tmp_path: Path) -> None:
     assert tally.totals.visitors == whole.visitors
     assert tally.totals.acked_writes == whole.acked_writes
     assert f"3 seeds ({whole.counted} count), 0 failed" in tally.summary()
+
+
+def test_every_number_of_a_swarm_is_added_up_and_kept(tmp_path: Path) -> None:
+    numbers = [each.name for each in fields(Totals) if isinstance(each.default, int | float)]
+    assert sorted(numbers) == sorted(SUMMED)
+    batch = Totals()
+    for value, name in enumerate(numbers, 1):
+        setattr(batch, name, value)
+    path = tmp_path / "swarm.json"
+    tally = Tally.open(path)
+    tally.begin(1)
+    for _ in range(2):
+        tally.add(batch, 1.0)
+    tally.save()
+    kept = Tally.open(path).totals
+    assert all(getattr(kept, name) == 2 * getattr(batch, name) > 0 for name in numbers)
 
 
 def test_runs_of_other_sources_are_not_added(
