@@ -153,7 +153,10 @@ def blink(scenario: Scenario, node: Node, values: Values) -> None:
         for phase in list(delays_s):
             if on is primary and scenario.in_row(on, (phase, Role.PRIMARY)):
                 world.clock.after(delays_s.pop(phase), lambda: burst(scenario, primary, (4,)))
+        if not delays_s:
+            world.on_seen.remove(seen)
 
+    # They are often compared only after this step: until they are, or the round ends, it waits.
     world.on_seen.append(seen)
     world.clock.after(cast(float, values[1]), back)
     scenario.run(cast(float, values[1]) + cast(float, values[2]))
