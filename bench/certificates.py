@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from bench.processes import ContenderBroke
+from tests.certificates import server_folder
 
 _NODE = "server"
-#: What qemu, nbdkit and `--tls-certificates` call them.
-_NAMES = {
-    "ca.crt": "ca-cert.pem",
-    f"{_NODE}.crt": "server-cert.pem",
-    f"{_NODE}.key": "server-key.pem",
-}
 
 
 def server_certificates(folder: Path) -> Path:
@@ -28,11 +22,7 @@ def server_certificates(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ContenderBroke(done.stderr)
-    made = folder / "served"
-    made.mkdir()
-    for name, known_as in _NAMES.items():
-        shutil.copy(folder / name, made / known_as)
-    return made
+    return server_folder(folder, _NODE)
 
 
 def unverified(uri: str) -> str:
