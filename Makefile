@@ -74,7 +74,7 @@ bench: ## about 60 cells in 15 minutes: build/bench/standard.{json,md,svg} (benc
 	@deploy/setup/compile.sh
 	@$(PYTHON) -m bench run standard
 
-bench-full: ## everybody everywhere, under two hours: build/bench/full.{json,md,svg}
+bench-full: ## all rows on all who can take part, under two hours: build/bench/full.{json,md,svg}
 	@deploy/setup/setup.sh bench
 	@deploy/setup/compile.sh
 	@$(PYTHON) -m bench run full

@@ -1,8 +1,8 @@
 """Data of a READ that goes from the page cache to the socket without a copy in this process.
 
 `FileData` is such a piece of a reply. It is made only of what the page cache holds at that moment
-(`PageCache.holds`), and is either with the kernel at the end of the same turn or has become an ordinary
-buffer: nothing is read from a disk for a client that takes its time.
+(`PageCache.holds`), and is either with the kernel at the end of the same turn or has become an
+ordinary buffer: nothing is read from a disk for a client that takes its time.
 
 The socket holds the cache's own pages then, as they are when the client takes them. A write of the
 same blocks that is not yet answered when the READ is may be seen in its data, wholly or in part;
