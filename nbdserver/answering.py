@@ -16,7 +16,7 @@ from nbdserver.buffers import ByteBudget, Chunk
 from nbdserver.client_socket import ClientSocket
 from nbdserver.counters import TransmissionCounters
 from nbdserver.errors import LocalError
-from nbdserver.file_data import FileData
+from nbdserver.file_data import FILE_DATA_TURN_BYTES_MAX, FileData
 from nbdserver.protocol import NBD_CMD_READ
 from nbdserver.replies import Data, Extents, Part, ReplyQueue
 from nbdserver.requests import Request
@@ -91,10 +91,10 @@ class AnsweringHalf(ClientSocket):
         finally:
             self._done(request)
 
-    @property
-    def sends_at_once(self) -> bool:
-        """Whether the next reply goes to the socket in this turn, as far as that takes it."""
-        return not self._writing
+    def sends_at_once(self, length: int) -> bool:
+        """Whether a reply of so many bytes is likely to be with the socket at the end of this turn;
+        what it does not take costs the turn a copy."""
+        return not self._writing and self._replies.unsent_bytes + length <= FILE_DATA_TURN_BYTES_MAX
 
     def reply_file(self, request: Request, data: FileData) -> None:
         """As `reply` with data, which lies in a file and in the page cache. Only for a connection

@@ -79,7 +79,7 @@ class FileBackend:
         found_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
         self.size_bytes = found_bytes - found_bytes % block_bytes
         self._read_flags = os.RWF_NOWAIT
-        self._page_cache = PageCache(self._descriptor)
+        self._page_cache = PageCache(self._descriptor, self.size_bytes)
         self._work = FileWork(self._descriptor, path, self.size_bytes, block_bytes, device=device)
         self._threads = FileThreads(loop, self._deliver)
         self._overlaps = Overlaps()
@@ -92,6 +92,7 @@ class FileBackend:
     def close(self) -> None:
         """Wait for the threads and close the file. No connection may be using it any more."""
         self._threads.close()
+        self._page_cache.close()
         os.close(self._descriptor)
 
     def submit(self, connection: Connection, requests: Sequence[Request]) -> None:
@@ -214,9 +215,10 @@ class FileBackend:
                 connection.reply_sparse(request, [length])
                 return
         if (
-            parts is None
+            inline
+            and parts is None
             and length >= FILE_DATA_BYTES_MIN
-            and connection.sends_at_once
+            and connection.sends_at_once(length)
             and self._page_cache.holds(offset, length)
         ):
             connection.reply_file(request, FileData(self._descriptor, offset, length))

@@ -178,11 +178,12 @@ class ReplyQueue:
             if isinstance(piece, FileData):
                 if not buffers:
                     return piece.send_to(sock)
-                break
+                # What follows at once; without it TCP would keep these back for 200 ms.
+                return sock.sendmsg(buffers, (), socket.MSG_MORE)
             if len(buffers) == IOVECS_MAX:
                 break
             buffers.append(piece)
-        return sock.sendmsg(buffers, (), socket.MSG_MORE)
+        return sock.sendmsg(buffers)
 
     def discard(self) -> None:
         """Nobody is there to take anything any more."""

@@ -146,6 +146,7 @@ class Engine:
         for peer in list(self._peers.values()):
             peer.close()
         self._writer.close()
+        self._reader.close()
         self._disk_threads.close()
         self._commit_threads.close()
 

@@ -50,10 +50,14 @@ class Reader:
         self._run_again = run_again
         self._allocation = allocation_of(backing)
         self._status = BlockStatus(volume, self._allocation, threads)
-        self._page_cache = PageCache(backing.fileno())
+        self._page_cache = PageCache(backing.fileno(), volume.size_bytes)
         self._pool = ChunkPool(
             ByteBudget(POOLED_READ_BYTES_MAX), POOLED_READ_BYTES_MAX, SPARE_READ_BYTES_MAX
         )
+
+    def close(self) -> None:
+        """Let go of the backing. Nothing is answered any more."""
+        self._page_cache.close()
 
     def forget_holes(self) -> None:
         """Where there was data there may be holes by now."""
@@ -88,7 +92,7 @@ class Reader:
         if (
             holes is None
             and length >= FILE_DATA_BYTES_MIN
-            and connection.sends_at_once
+            and connection.sends_at_once(length)
             and self._page_cache.holds(request.offset, length)
         ):
             descriptor = self._backing.fileno()

@@ -283,7 +283,7 @@ def test_large_read_is_the_same_whether_the_page_cache_is_sent_or_copied(
         content = os.urandom(FILE_DATA_BYTES_MIN + 4096)
         assert await served.ask(write(4096, content)) == 0
         with disk.open("rb") as file:
-            tells = PageCache(file.fileno()).holds(4096, len(content))
+            tells = PageCache(file.fileno(), DISK_BYTES).holds(4096, len(content))
         assert (
             await served.read(4096, FILE_DATA_BYTES_MIN - 1) == content[: FILE_DATA_BYTES_MIN - 1]
         )

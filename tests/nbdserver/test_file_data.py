@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from nbdserver import file_data
 from nbdserver import protocol as nbd
 from nbdserver.chunked_replies import StructuredReplies
 from nbdserver.errors import LocalError
@@ -42,16 +43,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
-def cachestat_is_there() -> bool:
-    with tempfile.TemporaryFile() as file:
-        file.write(b"x")
-        file.flush()
-        return PageCache(file.fileno()).holds(0, 1)
-
-
-needs_cachestat = pytest.mark.skipif(
-    not cachestat_is_there(), reason="this kernel cannot be asked what its page cache holds"
-)
+@pytest.fixture
+def cache(descriptor: int) -> Iterator[PageCache]:
+    made = PageCache(descriptor, SIZE_BYTES)
+    yield made
+    made.close()
 
 
 def asked(offset: int, length: int) -> Request:
@@ -68,44 +64,71 @@ def received(sock: socket.socket) -> bytes:
     return bytes(found)
 
 
-@needs_cachestat
-def test_page_cache_is_known_to_hold_what_was_written(descriptor: int) -> None:
-    cache = PageCache(descriptor)
+def test_page_cache_is_known_to_hold_what_was_written(cache: PageCache) -> None:
     assert cache.holds(0, SIZE_BYTES)
     assert cache.holds(4095, 2)
     assert not cache.holds(SIZE_BYTES - 1, 4096)
 
 
-def test_page_cache_holds_no_hole_and_nothing_evicted(tmp_path: Path) -> None:
+def test_one_page_that_is_not_there_is_seen_wherever_it_is(tmp_path: Path) -> None:
+    with (tmp_path / "pages").open("w+b", buffering=0) as file:
+        # Page by page, for what is written at once may be evicted only as a whole.
+        for start in range(0, SIZE_BYTES, 4096):
+            file.write(CONTENT[start : start + 4096])
+        os.fdatasync(file)
+        with contextlib.closing(PageCache(file.fileno(), SIZE_BYTES)) as cache:
+            for page in (0, 100, SIZE_BYTES // 4096 - 1):
+                assert cache.holds(0, SIZE_BYTES)
+                os.posix_fadvise(file.fileno(), page * 4096, 4096, os.POSIX_FADV_DONTNEED)
+                assert not cache.holds(0, SIZE_BYTES)
+                os.pread(file.fileno(), SIZE_BYTES, 0)
+
+
+def test_page_cache_holds_no_hole(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
-    with path.open("wb") as file:
+    with path.open("w+b") as file:
         file.truncate(SIZE_BYTES)
         file.seek(8192)
         file.write(b"x" * 4096)
         file.flush()
-        cache = PageCache(file.fileno())
-        assert not cache.holds(0, 12288)
+        with contextlib.closing(PageCache(file.fileno(), SIZE_BYTES)) as cache:
+            assert cache.holds(8192, 4096)
+            assert not cache.holds(0, 12288)
 
 
-def test_page_that_is_still_being_read_is_not_there(
-    descriptor: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def on_its_way(_descriptor: int, _buffers: object, _offset: int, flags: int) -> int:
-        assert flags == os.RWF_NOWAIT
-        raise BlockingIOError
-
-    monkeypatch.setattr(os, "preadv", on_its_way)
-    assert not PageCache(descriptor).holds(0, SIZE_BYTES)
+def test_file_that_was_cut_short_is_not_there(cache: PageCache, descriptor: int) -> None:
+    os.truncate(descriptor, SIZE_BYTES // 2)
+    assert not cache.holds(0, SIZE_BYTES)
+    assert cache.holds(0, SIZE_BYTES // 2)
 
 
-def test_kernel_that_cannot_tell_is_asked_once(
-    descriptor: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file_data, "_CACHESTAT", 1 << 20)
-    cache = PageCache(descriptor)
-    assert not cache.holds(0, 4096)
-    monkeypatch.undo()
-    assert not cache.holds(0, 4096)
+def test_system_that_says_that_all_is_there_is_not_believed(descriptor: int) -> None:
+    """It does of a file that is another user's."""
+
+    class Claiming(PageCache):
+        def _count_present(self, position: int, pages: int) -> int:
+            return min(pages, super()._count_present(0, 1)) * pages
+
+    assert not Claiming(descriptor, SIZE_BYTES).holds(0, SIZE_BYTES)
+
+
+def test_file_that_cannot_be_mapped_is_never_there() -> None:
+    near, far = os.pipe()
+    with open(near, "rb"), open(far, "wb"):
+        assert not PageCache(near, SIZE_BYTES).holds(0, 4096)
+
+
+def test_closed_page_cache_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "locked"
+    path.write_bytes(bytes(4096))
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cache = PageCache(file.fileno(), 4096)
+        assert cache.holds(0, 4096)
+        cache.close()
+        assert not cache.holds(0, 4096)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_small_and_large_replies_come_in_their_order(
@@ -126,6 +149,28 @@ def test_small_and_large_replies_come_in_their_order(
     found = found[REPLY_BYTES + 10000 :]
     assert found[REPLY_BYTES : REPLY_BYTES + 4] == b"data"
     assert found[2 * REPLY_BYTES + 4 :] == CONTENT[1:6]
+
+
+def test_nothing_is_kept_back_behind_the_last_data_of_a_file(
+    descriptor: int, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    flags_seen: list[int] = []
+
+    class Noting:
+        fileno = near.fileno
+
+        def sendmsg(self, buffers: Sequence[bytes], _ancillary: Any = (), flags: int = 0) -> int:
+            flags_seen.append(flags)
+            return near.sendmsg(buffers, (), flags)
+
+    queue = ReplyQueue()
+    queue.add_file(asked(0, 5000), FileData(descriptor, 0, 5000))
+    queue.add_data(asked(0, 4), b"data", None)
+    queue.send_to(cast("socket.socket", Noting()))
+    assert not queue.pieces
+    assert received(far).endswith(b"data")
+    assert flags_seen == [socket.MSG_MORE, 0]
 
 
 @pytest.mark.parametrize("queue_type", [ReplyQueue, StructuredReplies])
