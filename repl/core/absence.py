@@ -112,6 +112,9 @@ class Absence:
     def tick(self) -> None:
         """Wait no longer than two nodes that can reach each other need to meet."""
         volume = self._volume
+        if volume.writes.taking_back:
+            # This node greets nobody before that is stored.
+            self._back_at_s = volume.now
         if self._unmet and volume.now - self._back_at_s >= volume.timeouts.meeting_s:
             volume.note("warning", f"{', '.join(self._unmet)} cannot be reached: going on")
             self.forget()

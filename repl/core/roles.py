@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from repl.core import chronicle, lineage
+from repl.core.barrier import Waiter
 from repl.core.facts import Facts
 from repl.core.lineage import Origin
 from repl.core.promotion import PromoteRequest, judge
 from repl.core.states import Phase
 from repl.core.verdict import granted, refused
 from repl.core.wire import Fields, PeerError, Type
-from repl.core.writes import Waiter
 
 if TYPE_CHECKING:
     from repl.core.full_compare import Comparison

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from repl.core import chronicle, contact, pacing, wire
 from repl.core import hello as hellos
+from repl.core.barrier import Barrier, Waiter
 from repl.core.facts import Facts
 from repl.core.giving_up import give_up_unanswered
 from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
@@ -28,7 +29,7 @@ from repl.core.source import Source
 from repl.core.splitbrain import SplitBrain
 from repl.core.states import MIRRORING, RECEIVING, Phase, check_transition
 from repl.core.wire import Fields, PeerError, Type
-from repl.core.writes import Barrier, Waiter, Write
+from repl.core.writes import Write
 
 if TYPE_CHECKING:
     from repl.core.volume import Volume
@@ -187,13 +188,12 @@ class Session:
         volume = self.volume
         was, progress = self.phase, self.progress
         self.move(Phase.DOWN)
-        volume.writes.sync_first.pop(self.name, None)
+        volume.writes.lost(self.name)
         if was in (Phase.ESTABLISHED, Phase.JOINING):
             self.down_since_s = volume.now
         dirty = volume.maps.dirty[self.name]
         # Frames that the engine was not given yet are discarded: they were not acknowledged.
-        outbox = volume.outbox
-        outbox.apply = [job for job in outbox.apply if job[0] != self.name]
+        volume.outbox.apply = [job for job in volume.outbox.apply if job[0] != self.name]
         for _seq, offset, length in self.recent:
             dirty.mark(offset, length)
         self.orphans += [write for _seq, write in self.awaiting]

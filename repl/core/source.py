@@ -83,6 +83,11 @@ class Source:
     def start(self) -> None:
         """Tell the target what begins, and which blocks it must count as not its own."""
         session, volume = self._session, self._volume
+        their_hello = session.their_hello
+        assert their_hello is not None
+        half_copied = self.action is not Action.SETTLE_SOURCE
+        if session.is_member and (their_hello.cache_lost or half_copied):
+            volume.writes.sync_first[session.name] = END_NOT_TOLD
         if self.action is Action.RESYNC_SOURCE:
             for page_no in self._dirty.set_pages():
                 session.send(Type.MAP, offset=page_no, source=self._dirty.page(page_no))
@@ -128,9 +133,6 @@ class Source:
         self.total_bytes = self._dirty.set_bytes
         self._working = True
         session.progress.begin(volume.now)
-        half_copied = self.action is not Action.SETTLE_SOURCE
-        if session.is_member and (their_hello.cache_lost or half_copied):
-            volume.writes.sync_first[session.name] = END_NOT_TOLD
         session.move(Phase.SOURCE)
         volume.send_status()
         if self.total_bytes:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from repl.core import chronicle
+from repl.core.barrier import Barrier, Waiter
 from repl.core.stalls import held_back
 from repl.core.states import Phase
-from repl.core.writes import Barrier, Waiter
 
 if TYPE_CHECKING:
     from repl.core.session import Session

@@ -8,11 +8,11 @@ frozen, requests wait here in their order. Never does I/O, never sees a byte of 
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from repl.core.barrier import Barrier, Waiter
 from repl.core.facts import Facts
 from repl.core.lineage import mark_answered
 from repl.core.outbox import Op, WriteKind
@@ -35,9 +35,12 @@ END_NOT_TOLD = 1 << 62
 
 
 class Write:
-    """One client write in flight. `waiting` counts the copies that have not applied it yet."""
+    """One client write in flight. `waiting` counts the copies that have not applied it yet;
+    `sync_first` says that one of those that have does not count (`ClientWrites.sync_first`)."""
 
-    __slots__ = ("fua", "kind", "launched", "length", "number", "offset", "op", "waiting")
+    __slots__ = (
+        *("fua", "kind", "launched", "length", "number", "offset", "op", "sync_first", "waiting"),
+    )
 
     def __init__(self, op: Op, kind: WriteKind, offset: int, length: int, fua: bool) -> None:
         self.op = op
@@ -48,6 +51,7 @@ class Write:
         self.number = 0
         self.waiting = 0
         self.launched = False
+        self.sync_first = False
 
 
 class Reservation:
@@ -60,41 +64,6 @@ class Reservation:
         self.length = length
         self.granted = granted
         self.epoch = -1
-
-
-class Waiter(enum.Enum):
-    """For whom a barrier waits. Only a client's need is a reason to go on without a peer and to
-    say that its generation has answered; upkeep is no need at all."""
-
-    CLIENT = "client"
-    ROLE = "role"
-    UPKEEP = "upkeep"
-
-
-class Barrier:
-    """Waits until all completed writes are durable here and on every member."""
-
-    __slots__ = ("local", "peers", "then", "waiter")
-
-    def __init__(self, peers: set[str], waiter: Waiter, then: Callable[[], None]) -> None:
-        self.waiter = waiter
-        self.local = False
-        self.peers = peers
-        self.then = then
-
-    def local_done(self) -> None:
-        self.local = True
-        self._finish()
-
-    def peer_done(self, peer: str) -> None:
-        """This peer has it durable, or is no member any more."""
-        if peer in self.peers:
-            self.peers.discard(peer)
-            self._finish()
-
-    def _finish(self) -> None:
-        if self.local and not self.peers:
-            self.then()
 
 
 class ClientWrites:
@@ -131,6 +100,8 @@ class ClientWrites:
         #: The id of the generation that this process marked as answered, as long as nobody has got
         #: an answer under it; else 0.
         self.marked_ahead = 0
+        #: Commits under way that take such a mark back.
+        self.taking_back = 0
 
     @property
     def drained(self) -> bool:
@@ -284,6 +255,13 @@ class ClientWrites:
         if seq > self.sync_first.get(peer, seq):
             del self.sync_first[peer]
 
+    def lost(self, peer: str) -> None:
+        """The connection ended. What this member applied of writes that are not done here yet is
+        no more worth than before, and it is a member as long as nothing else is stored."""
+        if self.sync_first.pop(peer, 0):
+            for write in self._applying.values():
+                write.sync_first = True
+
     def never_done(self, ops: list[Op]) -> None:
         """These were abandoned before the local disk was asked for them."""
         self._abandoned.difference_update(ops)
@@ -352,7 +330,7 @@ class ClientWrites:
         self.spans.remove(write.offset)
         if write.fua:
             self._flush(write.op)
-        elif self.sync_first:
+        elif self.sync_first or write.sync_first:
             self._reply_synced(write.op)
         else:
             self._reply(write.op)
@@ -407,7 +385,9 @@ class ClientWrites:
         if facts is not self._judged[0] or stored is not self._judged[1]:
             # Both are immutable: what they say needs to be looked at once.
             generation = stored.generation
-            answered = generation.answered and generation.id == facts.generation.id
+            # What is being stored without the mark may be on the disk already.
+            answered = generation.answered and not self.taking_back
+            answered = answered and generation.id == facts.generation.id
             self._judged = facts, stored, answered
             if answered:
                 self.marked_ahead = 0  # whoever asks replies now
@@ -433,8 +413,13 @@ class ClientWrites:
         facts, marked = volume.facts, self.marked_ahead
         if marked and marked == facts.generation.id:
             self.marked_ahead = 0
+            self.taking_back += 1
             volume.change_facts(lineage=mark_answered(facts.lineage, False))
-            volume.commits.request()
+            volume.commits.request(self._taken_back)
+
+    def _taken_back(self) -> None:
+        self.taking_back -= 1
+        self._judged = (None, None, False)
 
     def answer_waiting(self) -> None:
         """Answer what waited only for this node to meet the members again, if nothing else."""
@@ -447,8 +432,12 @@ class ClientWrites:
             # A new generation came in between; its own mark is needed.
             self.mark_answered()
             return
-        self._volume.outbox.replies += self._unanswered
-        self._unanswered.clear()
+        unanswered, self._unanswered = self._unanswered, []
+        if self.sync_first:
+            for op in unanswered:
+                self._reply_synced(op)
+        else:
+            self._volume.outbox.replies += unanswered
 
 
 def replicate(session: Session, write: Write) -> None:

@@ -5,7 +5,9 @@
     power [all|some|none] NODE… the machines lose power, and of the unsynced sectors what is said
     freeze NODE | thaw NODE     SIGSTOP | SIGCONT
     cut | connect               break the link and keep it down | let it be made again
-    hold NODE commits|syncs|reads|link      nothing of that kind goes on there until `release NODE`
+    hold NODE commits|syncs|reads|zeroings|link     nothing of that kind goes on there until
+                                                    `release NODE`
+    full NODE | room NODE       no block can be added to its backing | there is room again
     fail NODE syncs|writes|reads    the disk refuses to, until the process is started again
     save NODE | restore NODE    take, and put back, an image of both disks of a stopped node
     NODE write|zero|trim OFFSET LENGTH vN   NODE flush fN       (fua: `write! …`)
@@ -168,6 +170,8 @@ class Script:
             node.backlog.frozen = True
         elif verb == "thaw":
             node.backlog.thaw()
+        elif verb in ("full", "room"):
+            node.full = verb == "full"
         elif verb == "power":
             node.lose_power(loss, world.dice.disks)
         elif verb == "fail":
@@ -181,7 +185,7 @@ class Script:
             if words[1] == "link":
                 network.hold(node.name)
             else:
-                assert words[1] in ("commits", "syncs", "reads"), words[1]
+                assert words[1] in ("commits", "syncs", "reads", "zeroings"), words[1]
                 node.held.add(words[1])
         elif verb == "release":
             network.release(node.name)
