@@ -287,7 +287,10 @@ def slow(scenario: Scenario, node: Node, values: Values) -> None:
 
 @action(
     "hang",
-    lambda choice: (choice.choice(("commits", "syncs", "reads")), choice.choice((0.2, 1.5, 7.0))),
+    lambda choice: (
+        choice.choice(("commits", "syncs", "reads", "zeroings")),
+        choice.choice((0.2, 1.5, 7.0)),
+    ),
 )
 def hang(scenario: Scenario, node: Node, values: Values) -> None:
     """A disk does nothing for a while."""

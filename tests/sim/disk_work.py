@@ -6,6 +6,7 @@ A commit is carried out as its single writes and syncs, so that a crash may come
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from repl.core.outbox import ApplyJob, Commit, CopyJob, DiskJob
@@ -86,6 +87,31 @@ class _Backing:
         self._node.data.zero(offset, length, punch=punch)
 
 
+class _Threads:
+    """Where a long zeroing is carried out: it ends some time later, and much happens meanwhile."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def run(
+        self,
+        work: Callable[[DiskJob], bool],
+        job: DiskJob,
+        *,
+        done: Callable[[bool | None, Exception | None], None],
+    ) -> None:
+        def end() -> None:
+            ended, failure = None, None
+            try:
+                ended = work(job)
+            except OSError as error:
+                failure = error
+            done(ended, failure)
+
+        node = self._node
+        node.later(node.world.disk_delay_s(node) * 3, lambda: node.unless_held("zeroings", end))
+
+
 class DiskWork:
     """One process's work on its two disks; dies with the process."""
 
@@ -94,7 +120,7 @@ class DiskWork:
         self._metadata = metadata
         self._backing = _Backing(node)
         self._applier = Applier(volume, cast(Backing, self._backing), node.disk_failed)
-        threads = cast(IoThreads, None)  # no simulated zeroing is so long that it needs them
+        threads = cast(IoThreads, _Threads(node))
         self._writer = Writer(
             volume, cast(Backing, self._backing), threads, node.disk_failed, lambda feed: feed()
         )

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from repl.core import facts, intents, receiver, source, upkeep, volume, wire, writes
 from repl.link import connection
+from repl.node import writing
 from repl.store import format as metadata_format
 
 MIB = 1 << 20
@@ -32,6 +33,7 @@ class Geometry:
     window_bytes: int = 96 << 10
     persist_bytes: int = 256 << 10
     background_sync_bytes: int = 512 << 10
+    zero_in_turn_bytes: int = 16 << 10
     hot_extents_max: int = 6
     #: An extent is at rest after one to two of these.
     checkpoint_interval_s: float = 1.0
@@ -59,6 +61,7 @@ def random_geometry(choice: random.Random) -> Geometry:
         window_bytes=choice.choice((32 << 10, 96 << 10, 1 * MIB)),
         persist_bytes=choice.choice((64 << 10, 256 << 10)),
         background_sync_bytes=choice.choice((64 << 10, 512 << 10)),
+        zero_in_turn_bytes=choice.choice((4 << 10, 16 << 10, 64 << 10)),
         hot_extents_max=choice.choice((2, 6, 40)),
         checkpoint_interval_s=choice.choice((0.3, 1.0, 2.0)),
         frame_bytes=frame_bytes,
@@ -86,6 +89,7 @@ def applied(geometry: Geometry) -> Iterator[None]:
         (receiver, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (volume, "BACKGROUND_SYNC_BYTES", geometry.background_sync_bytes),
         (upkeep, "WATERMARK_INTERVAL_S", geometry.checkpoint_interval_s / 2),
+        (writing, "ZERO_IN_TURN_BYTES", geometry.zero_in_turn_bytes),
         (intents, "HOT_EXTENTS_MAX", geometry.hot_extents_max),
         (upkeep, "CHECKPOINT_INTERVAL_S", geometry.checkpoint_interval_s),
         *((module, "PAYLOAD_BYTES_MAX", geometry.frame_bytes) for module in _FRAME_LIMITED),

@@ -77,7 +77,8 @@ class Node:
         self.work: DiskWork
         self.port = PeerPort(self)
         self.client_port = ClientPort(self)
-        #: What is held back for now: "commits", "syncs", "reads"; and the events that wait.
+        #: What is held back for now: "commits", "syncs", "reads", "zeroings"; and the
+        #: events that wait.
         self.held: set[str] = set()
         #: No new block can be allocated on the data disk. Outlives the process.
         self.full = False

@@ -157,16 +157,30 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "answer-before-the-mark-is-stored",
         "repl/core/writes.py",
-        "answered = generation.answered and generation.id == facts.generation.id",
-        "answered = generation.id == facts.generation.id",
+        "answered = generation.answered and not self.taking_back",
+        "answered = not self.taking_back",
         Rule.ORDER,
         quick=True,
     ),
     _mutant(
         "answer-from-the-cache-beside-a-member-that-gives-way",
         "repl/core/writes.py",
-        "elif self.sync_first:",
+        "elif self.sync_first or write.sync_first:",
         "elif False:",
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "answer-from-the-cache-beside-a-member-that-gave-way",
+        "repl/core/writes.py",
+        "elif self.sync_first or write.sync_first:",
+        "elif self.sync_first:",
+        Rule.LEDGER,
+    ),
+    _mutant(
+        "answer-while-the-mark-is-taken-back",
+        "repl/core/writes.py",
+        "answered = generation.answered and not self.taking_back",
+        "answered = generation.answered",
         Rule.LEDGER,
     ),
     _mutant(
