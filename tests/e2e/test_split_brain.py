@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.daemon import ROOT, Json, Node, wait_for
 from tests.e2e.judging import WIRE_OVERHEAD, assert_no_error_reached, assert_promises_kept
 from tests.ledger import Ledger
 from tests.ledger_client import LedgerClient
+from tests.libnbd import load
 from tests.pair import Pair
 from tests.wire import CountingProxy
 
@@ -78,6 +81,10 @@ def shown(node: Node) -> Json:
     return found
 
 
+def knows_its_clients(node: Node, counts: list[int]) -> bool:
+    return [side["clients"] for side in shown(node)["sides"]] == counts
+
+
 def resolve(node: Node, keep: str) -> str:
     return node.ctl_ok("splitbrain", "resolve", "r0", "--keep", keep, "--confirm", "r0")
 
@@ -123,6 +130,15 @@ def test_both_promoted_while_cut_off_and_one_is_kept(
         assert "Both are primary" in status and "replctl splitbrain show r0" in status
         text = node.ctl_ok("splitbrain", "show", "r0")
         assert "promoted with --peer-dead" in text and "--keep beta" in text
+
+    # Who uses which side decides what is given up: a client of alpha is named on both nodes.
+    client = load().NBD()
+    client.connect_uri(pair.alpha.uri())
+    for node in pair.nodes:
+        wait_for(partial(knows_its_clients, node, [1, 0]), what=f"{node.name} knows the clients")
+        text = node.ctl_ok("splitbrain", "show", "r0")
+        assert f"1 client (unix pid {os.getpid()})" in text
+    client.shutdown()
 
     # What is not meant, not known or in use changes nothing.
     order = ("splitbrain", "resolve", "r0", "--keep")
