@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Final
+from collections.abc import Generator
+from typing import Final, TypeVar
 
 from nbdserver.protocol import NBD_DEFAULT_PORT
-from repl.attach.negotiation import NotAgreed, Offer, Send, ask_for
+from repl.attach.negotiation import Need, NotAgreed, Offer, Send, ask_for
 
 #: A silent server is noticed after IDLE + COUNT * INTERVAL seconds on an idle connection.
 KEEPALIVE_IDLE_S: Final = 5
 KEEPALIVE_INTERVAL_S: Final = 2
 KEEPALIVE_COUNT: Final = 3
+
+Agreed = TypeVar("Agreed")
 
 
 class NoConnection(Exception):
@@ -33,14 +36,22 @@ def dial(address: str, export: str, deadline_s: float) -> tuple[socket.socket, O
     Return a blocking socket at the first byte of the transmission, and what was offered. Raises
     NoConnection, at the latest after `deadline_s`.
     """
+    sock, offer = negotiated(address, ask_for(export), deadline_s)
+    sock.settimeout(None)
+    return sock, offer
+
+
+def negotiated(
+    address: str, steps: Generator[Send | Need, bytes, Agreed], deadline_s: float
+) -> tuple[socket.socket, Agreed]:
+    """Connect and take the steps of any client's negotiation; see `dial`."""
     ends = time.monotonic() + deadline_s
     try:
         sock = _connected(address, deadline_s)
     except (OSError, ValueError) as error:
         raise NoConnection(str(error)) from error
     try:
-        offer = _negotiate(sock, export, ends)
-        sock.settimeout(None)
+        agreed = _negotiate(sock, steps, ends)
     except OSError as error:
         sock.close()
         reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
@@ -48,7 +59,7 @@ def dial(address: str, export: str, deadline_s: float) -> tuple[socket.socket, O
     except NoConnection:
         sock.close()
         raise
-    return sock, offer
+    return sock, agreed
 
 
 def _connected(address: str, timeout_s: float) -> socket.socket:
@@ -81,8 +92,9 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _negotiate(sock: socket.socket, export: str, ends: float) -> Offer:
-    steps = ask_for(export)
+def _negotiate(
+    sock: socket.socket, steps: Generator[Send | Need, bytes, Agreed], ends: float
+) -> Agreed:
     try:
         step = next(steps)
         while True:
@@ -91,20 +103,21 @@ def _negotiate(sock: socket.socket, export: str, ends: float) -> Offer:
                 sock.sendall(step.data)
                 step = next(steps)
             else:
-                step = steps.send(_exactly(sock, step.count, ends))
+                step = steps.send(exactly(sock, step.count, ends))
     except NotAgreed as refusal:
         raise NoConnection(refusal.sentence) from refusal
-    except StopIteration as agreed:
-        offer: Offer = agreed.value
-        return offer
+    except StopIteration as end:
+        agreed: Agreed = end.value
+        return agreed
 
 
-def _exactly(sock: socket.socket, count: int, ends: float) -> bytes:
+def exactly(sock: socket.socket, count: int, ends: float) -> bytes:
+    """Return the next `count` bytes. Raises NoConnection, TimeoutError, OSError."""
     received = b""
     while len(received) < count:
         sock.settimeout(max(ends - time.monotonic(), 0.001))
         part = sock.recv(count - len(received))
         if not part:
-            raise NoConnection("the NBD server closed the connection during the negotiation")
+            raise NoConnection("the NBD server closed the connection")
         received += part
     return received

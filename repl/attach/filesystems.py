@@ -1,7 +1,7 @@
 """What a device holds, making a filesystem on it, and what must happen before one is mounted.
 
 It is looked at on the device itself, past every cache of an earlier look (`blkid -p`). Nothing is
-ever made over data: a device counts as blank only if no signature is on it and both its ends are
+ever made over data: a device counts as blank only if no signature is on it and all of it reads as
 zeroes. Every filesystem is made so that it can be mounted on the other node too, however that one
 attaches the volume: with blocks no smaller than any device's sectors.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from repl.attach.blankness import Extents, Progress
 from repl.attach.machine import Machine, tool_missing
 from repl.errors import Refused, ReplError
 
@@ -39,8 +40,11 @@ class Content:
         return not self.filesystem and not self.other
 
 
-def look_at(machine: Machine, device: str) -> Content:
-    """Return what a device holds. Raises ReplError if it cannot be looked at."""
+def look_at(machine: Machine, device: str, extents: Extents, progress: Progress) -> Content:
+    """Return what a device holds. Raises ReplError if it cannot be looked at.
+
+    extents: which parts of it may hold data at all; nothing else of it is read.
+    """
     ran = machine.run("blkid", "--probe", "--output", "export", device)
     if ran.status == 0:
         fields = dict(line.split("=", 1) for line in ran.said.splitlines() if "=" in line)
@@ -52,7 +56,7 @@ def look_at(machine: Machine, device: str) -> Content:
         # 8 of blkid(8): several signatures at once, which is more than nothing in any case.
         return Content(other=f"signatures that contradict each other ({ran.last_line})")
     try:
-        zero = machine.edges_are_zero(device)
+        first = machine.first_data(device, extents, progress)
     except OSError as error:
         raise ReplError(
             f"{device} cannot be read.",
@@ -60,7 +64,9 @@ def look_at(machine: Machine, device: str) -> Content:
             "see what the daemon says:  replctl status",
             code="MOUNT_FAILED",
         ) from error
-    return Content() if zero else Content(other="data of no known kind")
+    if first is None:
+        return Content()
+    return Content(other=f"data of no known kind, the first of it at byte {first}")
 
 
 def check_maker(machine: Machine, kind: str) -> None:

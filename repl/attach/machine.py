@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from repl.attach import blankness
+from repl.attach.blankness import Extents, Progress
 from repl.attach.mounts import Mount, of_device, parse_mounts
 from repl.errors import Refused
 
 SEARCH_PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/local/sbin:/usr/sbin:/sbin"
 #: What a program may say before the rest is cut off.
 SAID_CHARACTERS_MAX = 2000
-EDGE_BYTES = 1 << 20
 MOUNT_TABLE = "/proc/self/mountinfo"
 
 #: Which Debian package brings a program.
@@ -131,17 +132,9 @@ class Machine:
             return True
         return False
 
-    def edges_are_zero(self, device: str) -> bool:
-        """Whether the first and the last `EDGE_BYTES` of a device read as zeroes."""
-        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size_bytes = os.lseek(descriptor, 0, os.SEEK_END)
-            for offset in (0, max(0, size_bytes - EDGE_BYTES)):
-                if os.pread(descriptor, EDGE_BYTES, offset).strip(b"\0"):
-                    return False
-        finally:
-            os.close(descriptor)
-        return True
+    def first_data(self, device: str, extents: Extents, progress: Progress) -> int | None:
+        """Return where a device's first byte is that is not zero, or None. Raises OSError."""
+        return blankness.first_data(device, extents, progress)
 
 
 def tool_missing(program: str) -> Refused:

@@ -15,11 +15,14 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from repl import units
 from repl.attach import filesystems, mounts
 from repl.attach.attaching import Attachment, Attachments, frozen_refusal, not_primary
+from repl.attach.hole_map import data_extents
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
 from repl.errors import Refused, ReplError, UsageError
@@ -104,11 +107,13 @@ class Mounting:
         volumes: Volumes,
         machine: Machine,
         shield: Shield = contextlib.nullcontext,
+        tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._attachments = attachments
         self._volumes = volumes
         self._machine = machine
         self._shield = shield
+        self._tell = tell
 
     # Mounting.
 
@@ -202,7 +207,10 @@ class Mounting:
 
     def _filesystem(self, wish: Wish, device: str) -> tuple[str, bool]:
         """Return the kind of filesystem to mount, and whether it was made just now."""
-        volume, content = wish.volume, filesystems.look_at(self._machine, device)
+        volume = wish.volume
+        extents = partial(data_extents, self._volumes.address(volume), volume)
+        progress = partial(self._looking, volume)
+        content = filesystems.look_at(self._machine, device, extents, progress)
         again = f"{wish.command}{' --promote' if wish.promote else ''}"
         if wish.mkfs:
             if not content.blank:
@@ -227,6 +235,10 @@ class Mounting:
                 code="UNFORMATTED",
             )
         return content.filesystem, False
+
+    def _looking(self, volume: str, looked_bytes: int, size_bytes: int) -> None:
+        looked, size = units.format_size(looked_bytes), units.format_size(size_bytes)
+        self._tell(f"{volume} is looked through for data: {looked} of {size}.")
 
     def _mounted(self, wish: Wish, device: str, kind: str, directory: str, undo: Undo) -> None:
         undo.append(lambda: self._undo_mount(device, directory))

@@ -97,29 +97,79 @@ Steps = Generator[Send | Need, bytes, Offer]
 
 def ask_for(name: str) -> Steps:
     """Be the client: ask a server for the export `name`. Raises NotAgreed."""
+    client_flags = yield from _greeted()
+    yield Send(client_flags + _go(name))
+    return (yield from _offered())
+
+
+def ask_for_context(name: str, context: str) -> Generator[Send | Need, bytes, tuple[Offer, int]]:
+    """Be a client that asks about the blocks of an export: with structured replies, and with one
+    metadata context, whose number is returned too. Raises NotAgreed."""
+    client_flags = yield from _greeted()
+    yield Send(client_flags + _option(Option.STRUCTURED_REPLY))
+    yield from _acknowledged(Option.STRUCTURED_REPLY)
+    yield Send(_option(Option.SET_META_CONTEXT, _text(name) + U32.pack(1) + _text(context)))
+    selected = yield from _acknowledged(Option.SET_META_CONTEXT)
+    if len(selected) != 1 or selected[0][U32.size :] != context.encode():
+        raise NotAgreed(Cause.REFUSED, f"the NBD server there has no {context}")
+    yield Send(_go(name))
+    offer = yield from _offered()
+    return offer, U32.unpack_from(selected[0])[0]
+
+
+def _greeted() -> Generator[Send | Need, bytes, bytes]:
+    """Read the greeting; return the client's flags, to be sent before the first option."""
     magic, option_magic, flags = GREETING.unpack((yield Need(GREETING.size)))
     if (magic, option_magic) != (NBD_MAGIC, NBD_OPTION_MAGIC):
         raise NotAgreed(Cause.NOT_NBD, "what answers there is no NBD server")
     if not flags & NBD_FLAG_FIXED_NEWSTYLE:
         raise NotAgreed(Cause.NOT_NBD, "the NBD server there knows no fixed newstyle")
-    encoded = name.encode()
-    data = U32.pack(len(encoded)) + encoded + U16.pack(1) + U16.pack(Info.BLOCK_SIZE)
     client_flags = NBD_FLAG_C_FIXED_NEWSTYLE
     if flags & NBD_FLAG_NO_ZEROES:
         client_flags |= NBD_FLAG_C_NO_ZEROES
-    yield Send(
-        CLIENT_FLAGS.pack(client_flags)
-        + OPTION_HEADER.pack(NBD_OPTION_MAGIC, Option.GO, len(data))
-        + data
-    )
+    return CLIENT_FLAGS.pack(client_flags)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return U32.pack(len(encoded)) + encoded
+
+
+def _option(option: Option, data: bytes = b"") -> bytes:
+    return OPTION_HEADER.pack(NBD_OPTION_MAGIC, option, len(data)) + data
+
+
+def _go(name: str) -> bytes:
+    return _option(Option.GO, _text(name) + U16.pack(1) + U16.pack(Info.BLOCK_SIZE))
+
+
+def _answer_to(option: Option) -> Generator[Send | Need, bytes, tuple[int, bytes]]:
+    """Return the type and the data of one reply. Raises NotAgreed for one to something else."""
+    header = yield Need(OPTION_REPLY.size)
+    magic, replied, kind, length = OPTION_REPLY.unpack(header)
+    if magic != NBD_REP_MAGIC or replied != option or length > REPLY_BYTES_MAX:
+        raise NotAgreed(Cause.NOT_NBD, "the NBD server answers another question")
+    return kind, (yield Need(length)) if length else b""
+
+
+def _acknowledged(option: Option) -> Generator[Send | Need, bytes, list[bytes]]:
+    """Return the contexts that were told before the acknowledgement. Raises NotAgreed."""
+    contexts: list[bytes] = []
+    for _ in range(REPLIES_MAX):
+        kind, answer = yield from _answer_to(option)
+        if kind == Reply.ACK:
+            return contexts
+        if kind != Reply.META_CONTEXT or len(answer) < U32.size:
+            raise _refusal(kind, answer)
+        contexts.append(answer)
+    raise NotAgreed(Cause.NOT_NBD, "the NBD server does not come to an end")
+
+
+def _offered() -> Steps:
     size: tuple[int, int] | None = None
     minimum_block_bytes = 1
     for _ in range(REPLIES_MAX):
-        header = yield Need(OPTION_REPLY.size)
-        magic, option, kind, length = OPTION_REPLY.unpack(header)
-        if magic != NBD_REP_MAGIC or option != Option.GO or length > REPLY_BYTES_MAX:
-            raise NotAgreed(Cause.NOT_NBD, "the NBD server answers another question")
-        answer = (yield Need(length)) if length else b""
+        kind, answer = yield from _answer_to(Option.GO)
         if kind == Reply.ACK:
             if size is None:
                 break

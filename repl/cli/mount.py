@@ -116,7 +116,7 @@ def umount(session: Session, directory: str, demote: bool, force: bool) -> None:
 
 def _mounting(session: Session) -> Mounting:
     volumes = DaemonVolumes(session.client)
-    return Mounting(attachments(session), volumes, Machine(), _undisturbed)
+    return Mounting(attachments(session), volumes, Machine(), _undisturbed, session.say)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from repl.attach.attaching import Attachment, Attachments, Leftover, Started
+from repl.attach.blankness import Extents, Progress
 from repl.attach.machine import Machine, Ran, tool_missing
 from repl.attach.mounts import Mount
 from repl.attach.processes import ProcessId
@@ -41,7 +42,8 @@ class FakeMachine(Machine):
         #: What a program says, by its name.
         self.says: dict[str, Ran] = {"blkid": EXT4}
         self.table: list[Mount] = []
-        self.zero = True
+        #: Where the first byte is that is not zero.
+        self.first: int | None = None
         self.claimed: set[str] = set()
         self.held_by: list[str] = []
         self.held_elsewhere_by: list[str] = []
@@ -83,8 +85,8 @@ class FakeMachine(Machine):
     def is_claimed(self, device: str) -> bool:
         return device in self.claimed
 
-    def edges_are_zero(self, device: str) -> bool:
-        return self.zero
+    def first_data(self, device: str, extents: Extents, progress: Progress) -> int | None:
+        return self.first
 
 
 class FakeVolumes:

@@ -222,18 +222,20 @@ def test_blank_volume_without_mkfs_is_refused(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "zero", "held"),
+    ("found", "first", "held"),
     [
-        (EXT4, True, "ext4"),
-        (Ran(0, "TYPE=crypto_LUKS\nUSAGE=crypto\n"), True, "crypto_LUKS"),
-        (Ran(0, "PTTYPE=gpt\n"), True, "a gpt partition table"),
-        (Ran(0, "LABEL=x\n"), True, "a signature"),
-        (Ran(8, "blkid: ambivalent result"), True, "contradict each other"),
-        (NOTHING_FOUND, False, "data of no known kind"),
+        (EXT4, None, "ext4"),
+        (Ran(0, "TYPE=crypto_LUKS\nUSAGE=crypto\n"), None, "crypto_LUKS"),
+        (Ran(0, "PTTYPE=gpt\n"), None, "a gpt partition table"),
+        (Ran(0, "LABEL=x\n"), None, "a signature"),
+        (Ran(8, "blkid: ambivalent result"), None, "contradict each other"),
+        (NOTHING_FOUND, 4711, "data of no known kind, the first of it at byte 4711"),
     ],
 )
-def test_no_filesystem_is_made_over_data(stage: Stage, found: Ran, zero: bool, held: str) -> None:
-    stage.machine.says["blkid"], stage.machine.zero = found, zero
+def test_no_filesystem_is_made_over_data(
+    stage: Stage, found: Ran, first: int | None, held: str
+) -> None:
+    stage.machine.says["blkid"], stage.machine.first = found, first
     error = stage.refused("HOLDS_DATA", promote=True, mkfs="ext4")
     assert held in error.what and "DIR" not in error.next_step
     assert stage.diary == ATTACHED

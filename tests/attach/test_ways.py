@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -115,16 +114,3 @@ def test_mount_namespaces_that_copied_a_mount_are_named(tmp_path: Path) -> None:
             assert holder.startswith(f"{process.pid} (")
         finally:
             process.kill()
-
-
-@pytest.mark.parametrize(("offset", "zero"), [(None, True), (0, False), (-1, False)])
-def test_both_edges_of_a_device_are_looked_at(
-    tmp_path: Path, offset: int | None, zero: bool
-) -> None:
-    size = 3 << 20
-    path = tmp_path / "device"
-    with path.open("wb") as file:
-        file.truncate(size)
-        if offset is not None:
-            os.pwrite(file.fileno(), b"x", offset % size)
-    assert Machine().edges_are_zero(str(path)) == zero
