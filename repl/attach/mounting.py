@@ -1,4 +1,4 @@
-"""`mount` and `umount`: from a secondary to a mounted filesystem and back, all of it or nothing.
+"""`mount`: from a secondary to a mounted filesystem, all of it or nothing.
 
 Mounting is a ladder: promote, attach, make or check a filesystem, mount. Everything that can be
 known before the first step is checked before it. The undoing of a step is put down before the step
@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from repl import units
 from repl.attach import filesystems, mounts
@@ -25,27 +23,12 @@ from repl.attach.attaching import Attachment, Attachments, frozen_refusal, not_p
 from repl.attach.hole_map import data_extents
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
+from repl.attach.volumes import Volumes
 from repl.errors import Refused, ReplError, UsageError
 
 #: Options that make of mount(8) something else than the mounting of a device.
 FORBIDDEN_OPTIONS = frozenset({"remount", "bind", "rbind", "move", "loop"})
 UNDO_TIMEOUT_S = 30.0
-UNCLAIMED_TIMEOUT_S = 3.0
-POLL_PAUSE_S = 0.05
-
-
-class Volumes(Protocol):
-    """What is asked of the daemon. Every call may raise ReplError."""
-
-    def role(self, volume: str) -> str: ...
-
-    def promote(self, volume: str, peer_dead: str | None) -> None: ...
-
-    def demote(self, volume: str) -> None: ...
-
-    def address(self, volume: str) -> str:
-        """Return where this node reaches the export: a Unix socket's path, or `HOST:PORT`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +63,6 @@ class Mounted:
     formatted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Unmounted:
-    """What `umount` did."""
-
-    volume: str
-    directory: str
-    detached: bool
-    demoted: bool
-    #: Why what was not written yet is lost; empty when all was written.
-    lost: str = ""
-
-
 #: Runs while a step is undone, so that a second Ctrl-C does not stop the undoing.
 Shield = Callable[[], contextlib.AbstractContextManager[None]]
 #: What undoes the steps that were begun, in the order of their beginning.
@@ -99,7 +70,7 @@ Undo = list[Callable[[], None]]
 
 
 class Mounting:
-    """The two commands on one node."""
+    """`mount` on one node."""
 
     def __init__(
         self,
@@ -114,8 +85,6 @@ class Mounting:
         self._machine = machine
         self._shield = shield
         self._tell = tell
-
-    # Mounting.
 
     def mount(self, wish: Wish) -> Mounted:
         """Mount the volume. Raises ReplError, with everything as it was before."""
@@ -276,129 +245,6 @@ class Mounting:
                     code=failure.code,
                 ) from failure
             raise
-
-    # Unmounting.
-
-    def umount(self, given: str, *, demote: bool = False, force: bool = False) -> Unmounted:
-        """Unmount a volume's filesystem; detach what `mount` has attached. Raises ReplError."""
-        self._attachments.check_allowed()
-        directory = os.path.realpath(given)
-        attachment = self._at(directory)
-        if attachment is None:
-            return self._umount_leftover(given, directory, demote=demote, force=force)
-        volume = attachment.volume
-        with self._attachments.locked(volume):
-            others = [
-                mount.point
-                for mount in mounts.of_device(self._machine.mounts(), attachment.device)
-                if mount.point != directory
-            ]
-            if demote:
-                self._check_demotion(volume, others)
-            if force:
-                lost = "it was cut off" + (f": {attachment.frozen}" if attachment.frozen else "")
-                self._attachments.detach(volume, force=True)
-                detached = True
-            else:
-                lost = ""
-                if attachment.frozen:
-                    command = f"replctl umount {shlex.quote(given)} --force"
-                    raise frozen_refusal(volume, attachment.frozen, command)
-                self._unmount(volume, directory, attachment.device)
-                detached = not others and (demote or attachment.made_by == "mount")
-                if detached:
-                    self._attachments.detach(volume)
-            if demote:
-                self._volumes.demote(volume)
-        return Unmounted(volume, directory, detached, demote, lost)
-
-    def _umount_leftover(
-        self, given: str, directory: str, *, demote: bool, force: bool
-    ) -> Unmounted:
-        """Unmount what a dead guardian has left; raises Refused (NOT_MOUNTED) for anything else."""
-        found = mounts.at(self._machine.mounts(), directory)
-        left = self._attachments.left_with(found) if found is not None else None
-        if found is None or left is None:
-            raise self._not_ours(given, directory)
-        volume = left.volume
-        with self._attachments.locked(volume):
-            if demote:
-                self._check_demotion(volume, [])
-            if left.works and not force:
-                self._unmount(volume, directory, found.source)
-            self._attachments.clear_leftovers(volume, force=force)
-            if demote:
-                self._volumes.demote(volume)
-        lost = "" if left.works and not force else "the guardian of its device was dead"
-        return Unmounted(volume, directory, True, demote, lost)
-
-    def _at(self, directory: str) -> Attachment | None:
-        found = mounts.at(self._machine.mounts(), directory)
-        if found is None:
-            return None
-        for attachment in self._attachments.all():
-            if mounts.of_device([found], attachment.device):
-                return attachment
-        return None
-
-    def _not_ours(self, given: str, directory: str) -> Refused:
-        mounted = mounts.at(self._machine.mounts(), directory)
-        if mounted is None:
-            return Refused(
-                f"Nothing is mounted on {given}.",
-                "it was not mounted, or unmounted already, or cut off from its device: because "
-                "the daemon was gone, or another node became primary",
-                self._what_to_unmount(),
-                code="NOT_MOUNTED",
-            )
-        return Refused(
-            f"What is mounted on {given} is not an attached volume.",
-            f"it is {mounted.source} ({mounted.kind})",
-            f"umount {shlex.quote(given)}",
-            code="NOT_MOUNTED",
-        )
-
-    def _what_to_unmount(self) -> str:
-        """Return the commands that undo what is attached on this node, for a person to choose."""
-        commands = []
-        for attachment in self._attachments.all():
-            mounted = mounts.of_device(self._machine.mounts(), attachment.device)
-            commands += [f"replctl umount {shlex.quote(mount.point)}" for mount in mounted] or [
-                f"replctl detach {attachment.volume}"
-            ]
-        if not commands:
-            return "nothing is attached on this node; see its volumes:  replctl status"
-        return "what is attached on this node:  " + "   or   ".join(commands[:8])
-
-    def _check_demotion(self, volume: str, others: list[str]) -> None:
-        if others:
-            raise Refused(
-                f"{volume} cannot be demoted: it is mounted on {others[0]} too.",
-                "a secondary serves no device",
-                f"replctl umount {shlex.quote(others[0])}",
-                code="DEVICE_IN_USE",
-            )
-        # The daemon must be there before anything is unmounted for its sake.
-        self._volumes.role(volume)
-
-    def _await_unclaimed(self, device: str) -> None:
-        """Wait a moment for a filesystem that was just unmounted to be gone in other namespaces."""
-        deadline_s = time.monotonic() + UNCLAIMED_TIMEOUT_S
-        while self._machine.is_claimed(device) and time.monotonic() < deadline_s:
-            time.sleep(POLL_PAUSE_S)
-
-    def _unmount(self, volume: str, directory: str, device: str) -> None:
-        ran = self._machine.run("umount", "--", directory)
-        if not ran.status:
-            self._await_unclaimed(device)
-            return
-        holders = self._machine.holders([directory])
-        raise Refused(
-            f"{volume} could not be unmounted from {directory}.",
-            f"in use by {', '.join(holders[:8])}" if holders else ran.last_line,
-            "end what uses it, and run the command again",
-            code="MOUNT_BUSY",
-        )
 
 
 def check_options(options: str) -> None:

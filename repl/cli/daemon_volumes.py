@@ -19,7 +19,7 @@ DATA_LOST = "data-lost"
 
 
 class DaemonVolumes:
-    """Implements `repl.attach.mounting.Volumes` and `repl.attach.daemon_line.Daemon`."""
+    """Implements `repl.attach.volumes.Volumes` and `repl.attach.daemon_line.Daemon`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

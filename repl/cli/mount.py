@@ -15,6 +15,7 @@ import click
 from repl.attach.filesystems import MAKERS
 from repl.attach.machine import Machine
 from repl.attach.mounting import Mounting, Wish
+from repl.attach.unmounting import Unmounting
 from repl.cli import names
 from repl.cli.attach import attachments, dead_after_option, way_option
 from repl.cli.daemon_volumes import DaemonVolumes
@@ -105,7 +106,7 @@ def umount(session: Session, directory: str, demote: bool, force: bool) -> None:
     With --force what is not written yet is lost.
     """
     with _ended_by_signals():
-        done = _mounting(session).umount(directory, demote=demote, force=force)
+        done = _unmounting(session).umount(directory, demote=demote, force=force)
     sentence = f"{done.volume} is unmounted from {done.directory}"
     sentence += ", detached" if done.detached else ", still attached"
     sentence += ", and secondary on this node." if done.demoted else "."
@@ -117,6 +118,10 @@ def umount(session: Session, directory: str, demote: bool, force: bool) -> None:
 def _mounting(session: Session) -> Mounting:
     volumes = DaemonVolumes(session.client)
     return Mounting(attachments(session), volumes, Machine(), _undisturbed, session.say)
+
+
+def _unmounting(session: Session) -> Unmounting:
+    return Unmounting(attachments(session), DaemonVolumes(session.client), Machine())
 
 
 @contextlib.contextmanager

@@ -1,70 +1,24 @@
-"""Mounting and unmounting: every refusal comes before anything is changed, every step is undone."""
+"""Mounting: every refusal comes before anything is changed, every step is undone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from repl.attach.attaching import Attachment, Leftover
 from repl.attach.machine import Ran
-from repl.attach.mounting import Mounting, Wish, check_options
+from repl.attach.mounting import Mounting, check_options
 from repl.attach.mounts import Mount
-from repl.errors import DaemonUnreachable, PermissionRefused, Refused, ReplError, UsageError
+from repl.errors import Refused, ReplError, UsageError
 from tests.attach.fakes import (
     DEVICE,
     EXT4,
     NOTHING_FOUND,
-    Diary,
-    FakeAttachments,
-    FakeMachine,
-    FakeVolumes,
     failure,
     refusal,
 )
-
-
-@dataclass
-class Stage:
-    diary: Diary
-    machine: FakeMachine
-    volumes: FakeVolumes
-    attachments: FakeAttachments
-    mounting: Mounting
-    directory: Path
-
-    def wish(self, **fields: object) -> Wish:
-        return replace(Wish("r0", str(self.directory)), **fields)  # type: ignore[arg-type]
-
-    def refused(self, code: str, **fields: object) -> ReplError:
-        """Mount, which must be refused with `code`; afterwards all is as it was."""
-        before = (self.volumes.current, self.attachments.current, list(self.machine.table))
-        with pytest.raises(ReplError) as refused:
-            self.mounting.mount(self.wish(**fields))
-        assert refused.value.code == code, refused.value.lines()
-        assert refused.value.why and refused.value.next_step
-        after = (self.volumes.current, self.attachments.current, self.machine.table)
-        assert after == before
-        return refused.value
-
-    def mounted(self, made_by: str = "mount") -> None:
-        """Be as after a mount."""
-        self.volumes.current = "primary"
-        self.attachments.current = Attachment("r0", DEVICE, "fake", made_by)
-        self.machine.table = [Mount(str(self.directory), "ext4", DEVICE, "7:99")]
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    directory = tmp_path / "mnt with space"
-    directory.mkdir()
-    diary = Diary()
-    machine, volumes = FakeMachine(diary), FakeVolumes(diary)
-    attachments = FakeAttachments(diary, machine, tmp_path)
-    mounting = Mounting(attachments, volumes, machine)
-    return Stage(diary, machine, volumes, attachments, mounting, directory)
-
+from tests.attach.stage import Stage
 
 # What is done, in which order.
 
@@ -111,11 +65,9 @@ def test_what_a_crash_left_is_cleared_first(stage: Stage) -> None:
 # Refusals before the first step.
 
 
-def test_only_root_may_mount_and_unmount(stage: Stage) -> None:
+def test_only_root_may_mount(stage: Stage) -> None:
     stage.machine.root = False
     stage.refused("PERMISSION")
-    with pytest.raises(PermissionRefused):
-        stage.mounting.umount(str(stage.directory))
     assert stage.diary == []
 
 
@@ -349,127 +301,3 @@ def test_undoing_is_shielded_from_signals(stage: Stage) -> None:
     with pytest.raises(Refused):
         mounting.mount(stage.wish(promote=True))
     assert events == ["promote", "attach", "shield", "demote", "unshield"]
-
-
-# Unmounting.
-
-
-def test_umount_detaches_what_mount_has_attached(stage: Stage) -> None:
-    stage.mounted()
-    done = stage.mounting.umount(str(stage.directory))
-    assert stage.diary == ["umount", "detach"]
-    assert (done.volume, done.detached, done.demoted, done.lost) == ("r0", True, False, "")
-
-
-def test_umount_leaves_attached_what_attach_has_attached(stage: Stage) -> None:
-    stage.mounted("attach")
-    assert not stage.mounting.umount(str(stage.directory)).detached
-    assert stage.diary == ["umount"]
-
-
-def test_umount_with_demote_gives_everything_back(stage: Stage) -> None:
-    stage.mounted("attach")
-    done = stage.mounting.umount(str(stage.directory), demote=True)
-    assert stage.diary == ["umount", "detach", "demote"]
-    assert done.detached and done.demoted
-
-
-def test_busy_filesystem_stays_mounted_and_names_who_holds_it(stage: Stage) -> None:
-    stage.mounted()
-    stage.machine.says["umount"] = Ran(32, "umount: target is busy.")
-    stage.machine.held_by = ["123 (postgres)"]
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount(str(stage.directory), demote=True)
-    assert (refused.value.code, refused.value.why) == ("MOUNT_BUSY", "in use by 123 (postgres)")
-    assert stage.diary == ["umount"]
-    stage.machine.held_by = []
-    with pytest.raises(Refused, match="could not be unmounted") as refused:
-        stage.mounting.umount(str(stage.directory))
-    assert refused.value.why == "umount: target is busy."
-
-
-def test_what_is_not_mounted_is_not_unmounted(stage: Stage) -> None:
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount(str(stage.directory))
-    assert refused.value.code == "NOT_MOUNTED" and "Nothing is mounted" in refused.value.what
-    assert "nothing is attached" in refused.value.next_step
-
-
-def test_who_unmounts_the_wrong_thing_is_told_what_there_is(stage: Stage) -> None:
-    """By the volume's name, for instance; and nobody is told to attach what is to be taken away."""
-    stage.mounted()
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount("r0")
-    assert refused.value.next_step.endswith(f"replctl umount '{stage.directory}'")
-    stage.machine.table.clear()
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount("r0")
-    assert refused.value.next_step.endswith("replctl detach r0")
-
-
-def test_what_is_not_ours_is_not_unmounted(stage: Stage) -> None:
-    stage.mounted()
-    stage.machine.table = [Mount(str(stage.directory), "nfs4", "server:/x", "0:9")]
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount(str(stage.directory))
-    assert refused.value.code == "NOT_MOUNTED" and "server:/x (nfs4)" in refused.value.why
-    assert stage.diary == []
-
-
-def test_frozen_filesystem_is_not_waited_for(stage: Stage) -> None:
-    stage.mounted()
-    stage.attachments.current = Attachment("r0", DEVICE, "fake", "mount", "it is secondary")
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount(str(stage.directory))
-    assert refused.value.code == "ATTACH_FROZEN" and "--force" in refused.value.next_step
-    assert stage.diary == []
-    done = stage.mounting.umount(str(stage.directory), force=True)
-    assert stage.diary == ["cut off"]
-    assert done.lost == "it was cut off: it is secondary"
-
-
-def test_volume_mounted_twice_is_detached_with_the_last(stage: Stage, tmp_path: Path) -> None:
-    stage.mounted()
-    stage.machine.table.append(Mount("/other", "ext4", DEVICE, "7:99"))
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount(str(stage.directory), demote=True)
-    assert refused.value.code == "DEVICE_IN_USE" and stage.diary == []
-    assert not stage.mounting.umount(str(stage.directory)).detached
-    assert stage.mounting.umount("/other").detached
-
-
-def test_demotion_needs_the_daemon_before_anything_is_unmounted(stage: Stage) -> None:
-    stage.mounted()
-    stage.diary.trouble["role"] = DaemonUnreachable("No repld answers.", "a test", "none")
-    with pytest.raises(DaemonUnreachable):
-        stage.mounting.umount(str(stage.directory), demote=True)
-    assert stage.diary == []
-    stage.mounting.umount(str(stage.directory))
-    assert stage.diary == ["umount", "detach"]
-
-
-def test_mount_of_a_dead_guardian_is_cleared_away(stage: Stage) -> None:
-    stage.machine.table = [Mount(str(stage.directory), "ext4", DEVICE, "7:99")]
-    stage.attachments.left = Leftover("r0", works=False)
-    done = stage.mounting.umount(str(stage.directory), demote=True)
-    assert stage.diary == ["clear", "demote"]
-    assert "guardian" in done.lost and done.demoted
-
-
-def test_mount_that_still_works_is_unmounted_in_order(stage: Stage) -> None:
-    stage.machine.table = [Mount(str(stage.directory), "ext4", DEVICE, "7:99")]
-    stage.attachments.left = Leftover("r0", works=True)
-    stage.machine.says["umount"] = Ran(32, "umount: target is busy.")
-    with pytest.raises(Refused) as refused:
-        stage.mounting.umount(str(stage.directory))
-    assert refused.value.code == "MOUNT_BUSY" and stage.diary == ["umount"]
-    del stage.machine.says["umount"]
-    assert stage.mounting.umount(str(stage.directory)).lost == ""
-    assert stage.diary == ["umount", "umount", "clear"]
-
-
-def test_mount_that_still_works_is_cut_off_by_force(stage: Stage) -> None:
-    stage.machine.table = [Mount(str(stage.directory), "ext4", DEVICE, "7:99")]
-    stage.attachments.left = Leftover("r0", works=True)
-    assert stage.mounting.umount(str(stage.directory), force=True).lost
-    assert stage.diary == ["clear by force"]
