@@ -1,6 +1,6 @@
-"""Whether a device reads as zeroes everywhere.
+"""Whether a device reads as zeroes everywhere, and making it so again.
 
-Only the parts that may hold data are read (`hole_map.py`), since a volume may be of terabytes of
+Only the parts that may hold data are touched (`hole_map.py`), since a volume may be of terabytes of
 which nothing was ever written. What the device itself has not passed on yet is written out first,
 so that the server knows of it when it is asked.
 """
@@ -8,7 +8,9 @@ so that the server knows of it when it is asked.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
@@ -23,6 +25,10 @@ Progress = Callable[[int, int], None]
 PIECE_BYTES: Final = 4 << 20
 FIRST_WORD_S: Final = 3.0
 WORD_EVERY_S: Final = 10.0
+SECTOR_BYTES: Final = 512
+#: linux/fs.h; takes the start and the length of a range of whole sectors.
+_BLKZEROOUT: Final = 0x127F
+_RANGE = struct.Struct("=QQ")
 _ZEROES: Final = bytes(PIECE_BYTES)
 
 
@@ -42,6 +48,16 @@ def first_data(device: str, extents: Extents, progress: Progress) -> int | None:
             if read != (_ZEROES if length == PIECE_BYTES else bytes(length)):
                 return offset + length - len(read.lstrip(b"\0"))
     return None
+
+
+def zero_out(device: str, extents: Extents) -> None:
+    """Make a device read as zeroes again. Raises OSError."""
+    with _pieces_of(device, os.O_RDWR, extents) as (descriptor, _, pieces):
+        for offset, length in pieces:
+            start = offset // SECTOR_BYTES * SECTOR_BYTES
+            end = -(-(offset + length) // SECTOR_BYTES) * SECTOR_BYTES
+            fcntl.ioctl(descriptor, _BLKZEROOUT, _RANGE.pack(start, end - start))
+        os.fsync(descriptor)
 
 
 @contextlib.contextmanager

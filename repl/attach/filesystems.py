@@ -78,7 +78,7 @@ def check_maker(machine: Machine, kind: str) -> None:
 
 def make(machine: Machine, volume: str, device: str, kind: str) -> None:
     """Make a filesystem on a device that was seen to be blank. Raises ReplError."""
-    ran = machine.run(*MAKERS[kind], device)
+    ran = machine.run_writing(*MAKERS[kind], device)
     if ran.status:
         raise ReplError(
             f"No {kind} could be made on {volume}.",
@@ -86,6 +86,31 @@ def make(machine: Machine, volume: str, device: str, kind: str) -> None:
             f"choose another kind:  {' or '.join(f'--mkfs {name}' for name in MAKERS)}",
             code="MKFS_FAILED",
         )
+
+
+def unmake(machine: Machine, volume: str, device: str, extents: Extents) -> None:
+    """Make a device blank again on which a filesystem was being made. Raises ReplError."""
+    machine.end_writing()
+    try:
+        machine.zero_out(device, extents)
+    except OSError as error:
+        raise ReplError(
+            f"{volume} holds a part of a filesystem.",
+            f"{device} could not be filled with zeroes again: {error.strerror or error}",
+            f"clear it:  {clearing(volume)}",
+            code="MKFS_FAILED",
+        ) from error
+
+
+def clearing(volume: str, *, promote: bool = False, detach: bool = True) -> str:
+    """Return the command that fills all of a volume with zeroes, whatever is on it.
+
+    Signatures are cleared first, since blkdiscard asks about them; it refuses what is in use.
+    """
+    steps = [f"replctl promote {volume}"] if promote else []
+    steps += [f"D=$(replctl attach {volume})", "wipefs -a $D", "blkdiscard -z $D"]
+    steps += [f"replctl detach {volume}"] if detach else []
+    return " && ".join(steps)
 
 
 def prepare(machine: Machine, volume: str, device: str, kind: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ from pathlib import Path
 from repl.attach import blankness
 from repl.attach.blankness import Extents, Progress
 from repl.attach.mounts import Mount, of_device, parse_mounts
-from repl.errors import Refused
+from repl.errors import Refused, ReplError
 
 SEARCH_PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/local/sbin:/usr/sbin:/sbin"
 #: What a program may say before the rest is cut off.
 SAID_CHARACTERS_MAX = 2000
+#: What ends a command, and what it was doing with it.
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: For a killed program to be gone: it cannot while a request of its own is under way.
+KILLED_TIMEOUT_S = 30.0
 MOUNT_TABLE = "/proc/self/mountinfo"
 
 #: Which Debian package brings a program.
@@ -62,6 +67,8 @@ class Ran:
 class Machine:
     """The node that this process runs on."""
 
+    _writer: subprocess.Popen[str] | None = None
+
     def is_root(self) -> bool:
         return os.geteuid() == 0
 
@@ -81,7 +88,7 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C"},
+                env=_environment(),
                 timeout=timeout_s,
                 check=False,
             )
@@ -91,6 +98,50 @@ class Machine:
             words = late.output.decode(errors="replace") if late.output else ""
             return Ran(-9, f"{words}\n{command[0]} did not end within {timeout_s:g} s")
         return Ran(done.returncode, done.stdout[-SAID_CHARACTERS_MAX:])
+
+    def run_writing(self, *command: str) -> Ran:
+        """Run a program that writes to a device, so that `end_writing` can end it."""
+        # No signal may fall between the start of the program and the knowledge of it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        try:
+            self._writer = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=_environment(),
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
+            )
+        except FileNotFoundError:
+            raise tool_missing(command[0]) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        said, _ = self._writer.communicate()
+        return Ran(self._writer.returncode, said[-SAID_CHARACTERS_MAX:])
+
+    def end_writing(self) -> None:
+        """End what `run_writing` has begun and wait for it. Raises ReplError if it does not end."""
+        if self._writer is None:
+            return
+        self._writer.kill()
+        try:
+            self._writer.wait(KILLED_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise ReplError(
+                "The program that makes the filesystem still writes to the device.",
+                "its requests are not answered, so that it cannot even be killed",
+                f"it ends when they are:  ps {self._writer.pid}",
+                code="MKFS_FAILED",
+            ) from None
+        if self._writer.stdout is not None:
+            self._writer.stdout.close()
+        self._writer = None
+
+    def zero_out(self, device: str, extents: Extents) -> None:
+        """Make a device read as zeroes where it may hold data. Raises OSError."""
+        blankness.zero_out(device, extents)
 
     def mounts(self) -> list[Mount]:
         """Return this process's mounts, in the order in which they were made."""
@@ -135,6 +186,10 @@ class Machine:
     def first_data(self, device: str, extents: Extents, progress: Progress) -> int | None:
         """Return where a device's first byte is that is not zero, or None. Raises OSError."""
         return blankness.first_data(device, extents, progress)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C"}
 
 
 def tool_missing(program: str) -> Refused:

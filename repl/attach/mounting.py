@@ -4,7 +4,8 @@ Mounting is a ladder: promote, attach, make or check a filesystem, mount. Everyt
 known before the first step is checked before it. The undoing of a step is put down before the step
 is begun, and looks at what is there instead of trusting that the step was done or not; so an error
 or a Ctrl-C at any point is followed by the undoing of exactly what this command has done, in
-reverse order. A filesystem that was made stays made.
+reverse order. A filesystem that was made stays made; a part of one does not, so that the same
+command can be given again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from repl import units
 from repl.attach import filesystems, mounts
 from repl.attach.attaching import Attachment, Attachments, frozen_refusal, not_primary
+from repl.attach.blankness import Extents
+from repl.attach.filesystems import Content
 from repl.attach.hole_map import data_extents
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
@@ -101,7 +104,7 @@ class Mounting:
                 raise not_primary(wish.volume, role, f"{wish.command} --promote")
             promoted = self._promoted(wish, role, undo)
             attachment = self._attached(wish, undo)
-            kind, formatted = self._filesystem(wish, attachment.device)
+            kind, formatted = self._filesystem(wish, attachment, promoted, undo)
             if not formatted:
                 filesystems.prepare(self._machine, wish.volume, attachment.device, kind)
             self._mounted(wish, attachment.device, kind, directory, undo)
@@ -174,25 +177,23 @@ class Mounting:
         if self._attachments.find(volume) is not None:
             self._attachments.detach(volume)
 
-    def _filesystem(self, wish: Wish, device: str) -> tuple[str, bool]:
+    def _filesystem(
+        self, wish: Wish, attachment: Attachment, promoted: bool, undo: Undo
+    ) -> tuple[str, bool]:
         """Return the kind of filesystem to mount, and whether it was made just now."""
-        volume = wish.volume
+        volume, device = wish.volume, attachment.device
         extents = partial(data_extents, self._volumes.address(volume), volume)
         progress = partial(self._looking, volume)
         content = filesystems.look_at(self._machine, device, extents, progress)
         again = f"{wish.command}{' --promote' if wish.promote else ''}"
         if wish.mkfs:
             if not content.blank:
-                held = content.filesystem or content.other
-                raise Refused(
-                    f"No {wish.mkfs} is made on {volume}: it holds {held}.",
-                    "it would be overwritten",
-                    f"mount what is there:  {again}"
-                    if content.filesystem
-                    else f"replctl attach {volume}, look at it, and clear it:  wipefs -a DEVICE",
-                    code="HOLDS_DATA",
-                )
+                clear = filesystems.clearing(volume, promote=promoted, detach=attachment.new)
+                raise _holds_data(wish, content, again, clear)
+            undo.append(lambda: self._undo_making(volume, device, extents))
             filesystems.make(self._machine, volume, device, wish.mkfs)
+            # It is whole, and stays.
+            undo.pop()
             return wish.mkfs, True
         if not content.filesystem:
             raise Refused(
@@ -204,6 +205,13 @@ class Mounting:
                 code="UNFORMATTED",
             )
         return content.filesystem, False
+
+    def _undo_making(self, volume: str, device: str, extents: Extents) -> None:
+        found = self._attachments.find(volume)
+        if found is None or found.frozen:
+            # Nothing can be written to it, and whoever waited for it would wait for ever.
+            raise ReplError(f"{volume} may hold a part of a filesystem.", code="MKFS_FAILED")
+        filesystems.unmake(self._machine, volume, device, extents)
 
     def _looking(self, volume: str, looked_bytes: int, size_bytes: int) -> None:
         looked, size = units.format_size(looked_bytes), units.format_size(size_bytes)
@@ -244,6 +252,8 @@ class Mounting:
                     failure.next_step,
                     code=failure.code,
                 ) from failure
+            for trouble in troubles:
+                self._tell(f"Not undone: {trouble}")
             raise
 
 
@@ -257,6 +267,18 @@ def check_options(options: str) -> None:
             f"{', '.join(wrong) or 'a control character'} has no meaning for a volume's device",
             "see which there are:  man 8 mount",
         )
+
+
+def _holds_data(wish: Wish, content: Content, again: str, clear: str) -> Refused:
+    held = content.filesystem or content.other
+    zeroes = f"if nothing on it is needed, fill it with zeroes:  {clear}"
+    why = "it would be overwritten"
+    if content.filesystem:
+        why += "; it may be half made, if the making of it was killed or the power was lost"
+        zeroes = f"mount what is there:  {again}   or, {zeroes}"
+    return Refused(
+        f"No {wish.mkfs} is made on {wish.volume}: it holds {held}.", why, zeroes, code="HOLDS_DATA"
+    )
 
 
 def _undo(steps: Undo) -> list[str]:

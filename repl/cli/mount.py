@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 from repl.attach.filesystems import MAKERS
-from repl.attach.machine import Machine
+from repl.attach.machine import ENDING_SIGNALS, Machine
 from repl.attach.mounting import Mounting, Wish
 from repl.attach.unmounting import Unmounting
 from repl.cli import names
@@ -22,9 +22,6 @@ from repl.cli.daemon_volumes import DaemonVolumes
 from repl.cli.output import Session, pass_session, printable, write
 from repl.cli.role import vouching
 from repl.errors import UsageError
-
-#: What ends a command; each is followed by the undoing of what was done.
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Directory(click.ParamType[str]):

@@ -42,6 +42,7 @@ class FakeMachine(Machine):
         #: What a program says, by its name.
         self.says: dict[str, Ran] = {"blkid": EXT4}
         self.table: list[Mount] = []
+        self.writing = False
         #: Where the first byte is that is not zero.
         self.first: int | None = None
         self.claimed: set[str] = set()
@@ -72,6 +73,19 @@ class FakeMachine(Machine):
             self.table = [mount for mount in self.table if mount.point != command[-1]]
         self.after(program)
         return ran
+
+    def run_writing(self, *command: str) -> Ran:
+        self.writing = True
+        ran = self.run(*command)
+        self.writing = False
+        return ran
+
+    def end_writing(self) -> None:
+        if self.writing:
+            self.diary.note("end writing")
+
+    def zero_out(self, device: str, extents: Extents) -> None:
+        self.diary.note("zero out")
 
     def mounts(self) -> list[Mount]:
         return list(self.table)

@@ -202,7 +202,50 @@ def test_failed_mkfs_is_told_in_its_words(stage: Stage) -> None:
     stage.machine.says["mkfs.ext4"] = Ran(1, "mke2fs 1.47\nthe device is too small\n")
     error = stage.refused("MKFS_FAILED", promote=True, mkfs="ext4")
     assert "the device is too small" in error.why
-    assert stage.diary == ["promote", "attach", "mkfs.ext4", "detach", "demote"]
+    assert stage.diary == ["promote", "attach", "mkfs.ext4", "zero out", "detach", "demote"]
+
+
+def test_half_made_filesystem_is_unmade(stage: Stage) -> None:
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    stage.diary.trouble["mkfs.xfs"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stage.mounting.mount(stage.wish(promote=True, mkfs="xfs"))
+    undone = ["end writing", "zero out", "detach", "demote"]
+    assert stage.diary == ["promote", "attach", "mkfs.xfs", *undone]
+
+
+def test_whole_filesystem_that_cannot_be_mounted_stays(stage: Stage) -> None:
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    stage.machine.says["mount"] = Ran(32, "mount: no\n")
+    stage.refused("MOUNT_FAILED", promote=True, mkfs="xfs")
+    assert stage.diary == ["promote", "attach", "mkfs.xfs", "mount", "detach", "demote"]
+
+
+def test_half_made_filesystem_on_a_frozen_device_is_told(stage: Stage) -> None:
+    told: list[str] = []
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    mounting = Mounting(stage.attachments, stage.volumes, stage.machine, tell=told.append)
+
+    def freeze_and_interrupt(program: str) -> None:
+        stage.attachments.current = Attachment("r0", DEVICE, "fake", "mount", "it is secondary")
+        raise KeyboardInterrupt
+
+    stage.machine.after = freeze_and_interrupt
+    with pytest.raises(KeyboardInterrupt):
+        mounting.mount(stage.wish(promote=True, mkfs="xfs"))
+    assert "zero out" not in stage.diary
+    assert told == ["Not undone: r0 may hold a part of a filesystem."]
+
+
+def test_what_holds_data_is_cleared_in_the_state_that_the_undoing_leaves(stage: Stage) -> None:
+    error = stage.refused("HOLDS_DATA", promote=True, mkfs="xfs")
+    clear = "D=$(replctl attach r0) && wipefs -a $D && blkdiscard -z $D"
+    assert error.next_step.endswith(f"  replctl promote r0 && {clear} && replctl detach r0")
+    assert f"mount r0 '{stage.directory}' --promote   or" in error.next_step
+    assert "half made" in error.why
+    stage.volumes.current = "primary"
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach")
+    assert stage.refused("HOLDS_DATA", mkfs="xfs").next_step.endswith(f"  {clear}")
 
 
 def test_damaged_filesystem_is_not_mounted(stage: Stage) -> None:
