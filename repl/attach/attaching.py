@@ -61,6 +61,8 @@ class Attachment:
     made_by: str
     frozen: str = ""
     new: bool = False
+    #: The process that holds the volume as a client of the daemon.
+    guardian_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,14 @@ class Attachments:
         record = Folder(self._run, volume).load()
         if record is None or record.phase is not Phase.ATTACHED or not record.guardian.alive:
             return None
-        return Attachment(volume, record.device, record.way, record.made_by, record.frozen)
+        return Attachment(
+            volume,
+            record.device,
+            record.way,
+            record.made_by,
+            record.frozen,
+            guardian_pid=record.guardian.pid,
+        )
 
     def left_with(self, mount: Mount) -> Leftover | None:
         """Return what a crash has left under this mount; None if that is guarded or not ours."""

@@ -6,6 +6,7 @@ and what a dead guardian has left is cleared away.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import time
@@ -15,7 +16,7 @@ from repl.attach import mounts
 from repl.attach.attaching import Attachment, Attachments, frozen_refusal
 from repl.attach.machine import Machine
 from repl.attach.volumes import Volumes
-from repl.errors import Refused
+from repl.errors import Refused, ReplError
 
 UNCLAIMED_TIMEOUT_S = 3.0
 POLL_PAUSE_S = 0.05
@@ -56,7 +57,7 @@ class Unmounting:
                 if mount.point != directory
             ]
             if demote:
-                self._check_demotion(volume, others)
+                self._check_demotion(given, attachment, others)
             if force:
                 lost = "it was cut off" + (f": {attachment.frozen}" if attachment.frozen else "")
                 self._attachments.detach(volume, force=True)
@@ -71,7 +72,7 @@ class Unmounting:
                 if detached:
                     self._attachments.detach(volume)
             if demote:
-                self._volumes.demote(volume)
+                self._demote(volume, directory)
         return Unmounted(volume, directory, detached, demote, lost)
 
     def _umount_leftover(
@@ -81,16 +82,17 @@ class Unmounting:
         found = mounts.at(self._machine.mounts(), directory)
         left = self._attachments.left_with(found) if found is not None else None
         if found is None or left is None:
-            raise self._not_ours(given, directory)
+            raise self._not_ours(given, directory, demote)
         volume = left.volume
         with self._attachments.locked(volume):
             if demote:
-                self._check_demotion(volume, [])
+                dead = Attachment(volume, found.source, "", "mount")
+                self._check_demotion(given, dead, [])
             if left.works and not force:
                 self._unmount(volume, directory, found.source)
             self._attachments.clear_leftovers(volume, force=force)
             if demote:
-                self._volumes.demote(volume)
+                self._demote(volume, directory)
         lost = "" if left.works and not force else "the guardian of its device was dead"
         return Unmounted(volume, directory, True, demote, lost)
 
@@ -103,14 +105,14 @@ class Unmounting:
                 return attachment
         return None
 
-    def _not_ours(self, given: str, directory: str) -> Refused:
+    def _not_ours(self, given: str, directory: str, demote: bool) -> Refused:
         mounted = mounts.at(self._machine.mounts(), directory)
         if mounted is None:
             return Refused(
                 f"Nothing is mounted on {given}.",
                 "it was not mounted, or unmounted already, or cut off from its device: because "
                 "the daemon was gone, or another node became primary",
-                self._what_to_unmount(),
+                self._what_to_unmount(demote),
                 code="NOT_MOUNTED",
             )
         return Refused(
@@ -120,19 +122,31 @@ class Unmounting:
             code="NOT_MOUNTED",
         )
 
-    def _what_to_unmount(self) -> str:
-        """Return the commands that undo what is attached on this node, for a person to choose."""
-        commands = []
+    def _what_to_unmount(self, demote: bool) -> str:
+        """Return the commands that undo what there is on this node, for a person to choose."""
+        commands, attached = [], set()
         for attachment in self._attachments.all():
+            volume = attachment.volume
+            attached.add(volume)
             mounted = mounts.of_device(self._machine.mounts(), attachment.device)
-            commands += [f"replctl umount {shlex.quote(mount.point)}" for mount in mounted] or [
-                f"replctl detach {attachment.volume}"
-            ]
+            with_demote = " --demote" if demote else ""
+            after = f" && replctl demote {volume}" if demote else ""
+            commands += [
+                f"replctl umount {shlex.quote(mount.point)}{with_demote}" for mount in mounted
+            ] or [f"replctl detach {volume}{after}"]
+        if demote:
+            # Of a volume that is unmounted and detached already only this is left.
+            with contextlib.suppress(ReplError):
+                left = [name for name in self._volumes.primaries() if name not in attached]
+                commands += [f"replctl demote {name}" for name in left]
         if not commands:
             return "nothing is attached on this node; see its volumes:  replctl status"
-        return "what is attached on this node:  " + "   or   ".join(commands[:8])
+        found = "primary or attached" if demote else "attached"
+        return f"what is {found} on this node:  " + "   or   ".join(commands[:8])
 
-    def _check_demotion(self, volume: str, others: list[str]) -> None:
+    def _check_demotion(self, given: str, attachment: Attachment, others: list[str]) -> None:
+        """Refuse a demotion that would be refused, before anything is unmounted for its sake."""
+        volume = attachment.volume
         if others:
             raise Refused(
                 f"{volume} cannot be demoted: it is mounted on {others[0]} too.",
@@ -140,8 +154,29 @@ class Unmounting:
                 f"replctl umount {shlex.quote(others[0])}",
                 code="DEVICE_IN_USE",
             )
-        # The daemon must be there before anything is unmounted for its sake.
         self._volumes.role(volume)
+        clients = self._volumes.other_clients(volume, attachment.guardian_pid)
+        if clients:
+            umount = f"replctl umount {shlex.quote(given)}"
+            detach = f"replctl detach {volume} && " if attachment.made_by == "attach" else ""
+            raise Refused(
+                f"{volume} cannot be demoted: others use its export too.",
+                f"attached: {', '.join(clients[:8])}; it is still mounted",
+                f"detach them, then:  {umount} --demote   (or cut them off:  "
+                f"{umount} && {detach}replctl demote {volume} --drop-clients)",
+                code="DEMOTE_CLIENTS",
+            )
+
+    def _demote(self, volume: str, directory: str) -> None:
+        try:
+            self._volumes.demote(volume)
+        except ReplError as error:
+            raise type(error)(
+                error.what,
+                f"{error.why}; {directory} is unmounted and {volume} is detached already",
+                f"{error.next_step}   (what is left to do:  replctl demote {volume})",
+                code=error.code,
+            ) from error
 
     def _await_unclaimed(self, device: str) -> None:
         """Wait a moment for a filesystem that was just unmounted to be gone in other namespaces."""

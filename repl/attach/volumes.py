@@ -10,6 +10,18 @@ class Volumes(Protocol):
 
     def role(self, volume: str) -> str: ...
 
+    def primaries(self) -> list[str]:
+        """Return the volumes of which this node is primary."""
+        ...
+
+    def other_clients(self, volume: str, own_pid: int) -> list[str]:
+        """Return the names of who holds the export besides that process, if it is primary here.
+
+        Clients that are about to leave are waited for. Where the process cannot be told from
+        others by its name, one client is taken for it.
+        """
+        ...
+
     def promote(self, volume: str, peer_dead: str | None) -> None: ...
 
     def demote(self, volume: str) -> None: ...

@@ -8,7 +8,7 @@ from typing import Any
 
 from repl.attach.history import Generation, Lineage
 from repl.cli.client import Client
-from repl.cli.snapshot import read_volume
+from repl.cli.snapshot import read_node, read_volume
 from repl.errors import Refused, ReplError, from_json
 
 #: For the daemon to notice that a device which was just given back is no client any more.
@@ -30,6 +30,20 @@ class DaemonVolumes:
         if isinstance(fields.get("problem"), dict):
             raise from_json(fields["problem"])
         return read_volume(fields).role
+
+    def primaries(self) -> list[str]:
+        """Return the volumes of which this node is primary."""
+        volumes = read_node(self._client.status()).volumes
+        return [volume.name for volume in volumes if volume.role == "primary"]
+
+    def other_clients(self, volume: str, own_pid: int) -> list[str]:
+        """Return who holds the export besides that process, as `Volumes` says."""
+        deadline_s = time.monotonic() + CLIENT_LEAVES_S
+        while True:
+            others = _without(own_pid, self._client.volume(volume))
+            if not others or time.monotonic() > deadline_s:
+                return others
+            time.sleep(POLL_PAUSE_S)
 
     def promote(self, volume: str, peer_dead: str | None) -> None:
         arguments = {"peer_dead": peer_dead, "lose_data": False, "accept_half_copied": False}
@@ -83,6 +97,19 @@ class DaemonVolumes:
             return int(str(found.get("id")) or "0", 16)
         except ValueError as error:
             raise _not_understood(volume) from error
+
+
+def _without(own_pid: int, fields: dict[str, Any]) -> list[str]:
+    """Return the names of a primary's clients without the one of this process."""
+    found = fields.get("client_names")
+    if read_volume(fields).role != "primary" or not isinstance(found, list):
+        return []
+    names = [str(name) for name in found]
+    own = [name for name in names if name.partition(" (")[0] == f"unix pid {own_pid}"]
+    if own:
+        names.remove(own[0])
+        return names
+    return names if len(names) > 1 else []
 
 
 def _local(listen: str) -> str:

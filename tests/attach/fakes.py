@@ -109,12 +109,19 @@ class FakeVolumes:
     def __init__(self, diary: Diary, role: str = "secondary") -> None:
         self.diary = diary
         self.current = role
+        self.others: list[str] = []
         self.vouched: list[str | None] = []
 
     def role(self, volume: str) -> str:
         if "role" in self.diary.trouble:
             raise self.diary.trouble["role"]
         return self.current
+
+    def primaries(self) -> list[str]:
+        return ["r0"] if self.current == "primary" else []
+
+    def other_clients(self, volume: str, own_pid: int) -> list[str]:
+        return self.others
 
     def promote(self, volume: str, peer_dead: str | None) -> None:
         self.vouched.append(peer_dead)

@@ -10,9 +10,7 @@ from repl.attach.attaching import Attachment, Leftover
 from repl.attach.machine import Ran
 from repl.attach.mounts import Mount
 from repl.errors import DaemonUnreachable, PermissionRefused, Refused
-from tests.attach.fakes import (
-    DEVICE,
-)
+from tests.attach.fakes import DEVICE, refusal
 from tests.attach.stage import Stage
 
 
@@ -141,3 +139,46 @@ def test_mount_that_still_works_is_cut_off_by_force(stage: Stage) -> None:
     stage.attachments.left = Leftover("r0", works=True)
     assert stage.unmounting.umount(str(stage.directory), force=True).lost
     assert stage.diary == ["clear by force"]
+
+
+def test_demotion_that_other_clients_refuse_unmounts_nothing(stage: Stage) -> None:
+    stage.mounted()
+    stage.volumes.others = ["unix pid 4711"]
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory), demote=True)
+    assert refused.value.code == "DEMOTE_CLIENTS" and "unix pid 4711" in refused.value.why
+    umount = f"replctl umount '{stage.directory}'"
+    assert f"  {umount} --demote " in refused.value.next_step
+    assert f"  {umount} && replctl demote r0 --drop-clients)" in refused.value.next_step
+    assert stage.diary == []
+    stage.mounted("attach")
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory), demote=True, force=True)
+    assert f"{umount} && replctl detach r0 && replctl demote r0" in refused.value.next_step
+    assert stage.diary == []
+
+
+def test_failed_demotion_says_what_is_done_already(stage: Stage) -> None:
+    stage.mounted()
+    stage.diary.trouble["demote"] = refusal("Cannot demote r0.", code="DEMOTE_CLIENTS")
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory), demote=True)
+    assert refused.value.code == "DEMOTE_CLIENTS"
+    assert "is unmounted and r0 is detached already" in refused.value.why
+    assert "replctl demote r0" in refused.value.next_step
+
+
+def test_what_is_unmounted_already_is_only_to_be_demoted(stage: Stage) -> None:
+    stage.volumes.current = "primary"
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory), demote=True)
+    assert refused.value.code == "NOT_MOUNTED"
+    assert refused.value.next_step.endswith("  replctl demote r0")
+    stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach")
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory), demote=True)
+    assert refused.value.next_step.endswith("  replctl detach r0 && replctl demote r0")
+    stage.mounted()
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount("r0", demote=True)
+    assert refused.value.next_step.endswith(f"  replctl umount '{stage.directory}' --demote")

@@ -253,3 +253,30 @@ def test_json_names_the_error_like_every_verb(replctl: Operator, tmp_path: Path)
     result = replctl("--json", "umount", str(tmp_path))
     assert (result.exit_status, result.err) == (5, "")
     assert json.loads(result.out)["error"]["code"] == "NOT_MOUNTED"
+
+
+@pytest.mark.parametrize(
+    ("role", "names", "others"),
+    [
+        ("primary", [], []),
+        ("primary", ["unix pid 71"], []),
+        ("primary", ["unix pid 71", "unix pid 712"], ["unix pid 712"]),
+        ("primary", ["unix pid 71 (cn=a)", "unix pid 71"], ["unix pid 71"]),
+        # Its own name is unknown where it came by TCP: one client is taken for it.
+        ("primary", ["127.0.0.1:4711"], []),
+        ("primary", ["10.0.0.1:1", "10.0.0.1:2"], ["10.0.0.1:1", "10.0.0.1:2"]),
+        ("secondary", ["unix pid 9", "unix pid 8"], []),
+    ],
+)
+def test_other_clients_are_told_from_the_device(
+    daemon: FakeDaemon,
+    volumes: DaemonVolumes,
+    monkeypatch: pytest.MonkeyPatch,
+    role: str,
+    names: list[str],
+    others: list[str],
+) -> None:
+    monkeypatch.setattr("repl.cli.daemon_volumes.CLIENT_LEAVES_S", 0.0)
+    serve(daemon, role=role, clients=len(names), client_names=names)
+    assert volumes.other_clients("r0", 71) == others
+    assert volumes.primaries() == (["r0"] if role == "primary" else [])
