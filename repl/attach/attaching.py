@@ -24,7 +24,7 @@ from repl.attach.cutting import cut_off
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
 from repl.attach.mounts import Mount
-from repl.attach.record import Folder, Phase, Record, folders
+from repl.attach.record import Folder, Phase, Record, folders, locked_directory
 from repl.attach.ways import Way
 from repl.errors import PermissionRefused, Refused, ReplError, TimedOut, from_json
 
@@ -103,6 +103,10 @@ class Attachments:
     def locked(self, volume: str) -> contextlib.AbstractContextManager[None]:
         """Hold the volume's lock; every method below that changes something needs it."""
         return Folder(self._run, volume).locked()
+
+    def locked_directory(self, directory: str) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of a directory to mount on. Raises Refused (ATTACH_BUSY), OSError."""
+        return locked_directory(self._run, directory)
 
     def all(self) -> Iterator[Attachment]:
         """Yield what is attached and guarded."""

@@ -95,7 +95,11 @@ class Mounting:
         check_options(wish.options)
         if wish.mkfs:
             filesystems.check_maker(self._machine, wish.mkfs)
-        with self._attachments.locked(wish.volume), self._undoing() as undo:
+        with (
+            self._attachments.locked(wish.volume),
+            self._directory_locked(wish.directory),
+            self._undoing() as undo,
+        ):
             self._attachments.clear_leftovers(wish.volume)
             self._check_not_mounted(wish.volume)
             directory = self._check_directory(wish.directory)
@@ -117,6 +121,15 @@ class Mounting:
             attached=attachment.new,
             formatted=formatted,
         )
+
+    @contextlib.contextmanager
+    def _directory_locked(self, directory: str) -> Iterator[None]:
+        """Keep other volumes from being mounted there too, by commands that saw it empty."""
+        with contextlib.ExitStack() as stack:
+            # One that is not there is refused in a moment.
+            with contextlib.suppress(OSError):
+                stack.enter_context(self._attachments.locked_directory(directory))
+            yield
 
     def _check_directory(self, given: str) -> str:
         """Return the directory's real path. Raises Refused (MOUNT_DIRECTORY)."""

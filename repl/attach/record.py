@@ -4,6 +4,8 @@
     RUN/attached/VOL/guardian.pid   for a service manager
     RUN/attached/VOL/...            what the way to attach needs: sockets, mount points
     RUN/attached/.locks/VOL         held by the command that changes something
+    RUN/attached/.locks/.directory-DEV-INODE
+                                    held by the command that mounts there
     RUN/attached/.logs/VOL          what the guardian has said, kept after its end
 
 A record is written before what it describes is made and removed after that is gone, so that a crash
@@ -110,44 +112,14 @@ class Folder:
         for folder in (self.path, self.log_path.parent):
             folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the volume's lock; raises Refused (ATTACH_BUSY) if another command has it."""
-        descriptor = self._open_lock()
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(
-                    f"{self.volume} is being attached, detached, mounted or unmounted.",
-                    "another command does that at this moment; two would be in each other's way",
-                    "wait until it has ended, then run the command again",
-                    code="ATTACH_BUSY",
-                ) from None
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _open_lock(self) -> int:
-        path = self._attached / ".locks" / self.volume
-        try:
-            # The folder of the control socket is the daemon's to make.
-            for folder in (self._attached, path.parent):
-                folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError as error:
-            raise DaemonUnreachable(
-                f"There is no folder {self._attached.parent}.",
-                "the daemon keeps its control socket in it; it has not run, or it uses another one",
-                "start it:  systemctl start repld   (or name its socket:  replctl --socket PATH)",
-            ) from error
-        except OSError as error:
-            raise ReplError(
-                f"{self.volume} cannot be locked.",
-                f"{path}: {error.strerror}",
-                f"see who may write there:  ls -ld {self._attached.parent}",
-                code="ATTACH_FAILED",
-            ) from error
+        return _locked(
+            self._attached,
+            self.volume,
+            self.volume,
+            f"{self.volume} is being attached, detached, mounted or unmounted.",
+        )
 
     def load(self) -> Record | None:
         """Return the record; None if there is none, or none that can be understood."""
@@ -185,6 +157,58 @@ class Folder:
         except OSError:
             return ""
         return lines[-1] if lines else ""
+
+
+def locked_directory(run: Path, directory: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a directory on which something is to be mounted.
+
+    It goes by the directory itself, which may have several paths. Raises Refused (ATTACH_BUSY) if
+    another command has it, and OSError if there is no such directory.
+    """
+    found = os.stat(directory)
+    name = f".directory-{found.st_dev}-{found.st_ino}"
+    busy = f"Another volume is being mounted on {directory}."
+    return _locked(run / FOLDER_NAME, name, directory, busy)
+
+
+@contextlib.contextmanager
+def _locked(attached: Path, name: str, what: str, busy: str) -> Iterator[None]:
+    descriptor = _open_lock(attached, name, what)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                busy,
+                "another command does that at this moment; two would be in each other's way",
+                "wait until it has ended, then run the command again",
+                code="ATTACH_BUSY",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(attached: Path, name: str, what: str) -> int:
+    path = attached / ".locks" / name
+    try:
+        # The folder of the control socket is the daemon's to make.
+        for folder in (attached, path.parent):
+            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:
+        raise DaemonUnreachable(
+            f"There is no folder {attached.parent}.",
+            "the daemon keeps its control socket in it; it has not run, or it uses another one",
+            "start it:  systemctl start repld   (or name its socket:  replctl --socket PATH)",
+        ) from error
+    except OSError as error:
+        raise ReplError(
+            f"{what} cannot be locked.",
+            f"{path}: {error.strerror}",
+            f"see who may write there:  ls -ld {attached.parent}",
+            code="ATTACH_FAILED",
+        ) from error
 
 
 def folders(run: Path) -> list[Folder]:

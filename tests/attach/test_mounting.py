@@ -344,3 +344,26 @@ def test_undoing_is_shielded_from_signals(stage: Stage) -> None:
     with pytest.raises(Refused):
         mounting.mount(stage.wish(promote=True))
     assert events == ["promote", "attach", "shield", "demote", "unshield"]
+
+
+def test_directory_takes_one_volume_even_of_two_commands_at_once(
+    stage: Stage, tmp_path: Path
+) -> None:
+    link = tmp_path / "another path of it"
+    link.symlink_to(stage.directory)
+    refusals: list[Refused] = []
+
+    def mount_the_other(program: str) -> None:
+        # The first command has found the directory empty, and has not mounted anything yet.
+        if program == "e2fsck":
+            with pytest.raises(Refused) as refused:
+                stage.mounting.mount(stage.wish(volume="r1", directory=str(link)))
+            refusals.append(refused.value)
+
+    stage.machine.after = mount_the_other
+    stage.mounting.mount(stage.wish(promote=True))
+    assert [refusal.code for refusal in refusals] == ["ATTACH_BUSY"]
+    assert str(link) in refusals[0].what
+    assert stage.diary == ["promote", "attach", "e2fsck", "mount"]
+    # Afterwards the lock is free, and what is mounted is seen.
+    stage.refused("MOUNT_DIRECTORY", volume="r1")
