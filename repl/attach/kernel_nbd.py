@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from repl.attach.keeper import (
     open_control,
 )
 from repl.attach.nbd_control import NbdControl, module_is_installed
+from repl.attach.processes import own_environment, own_program
 from repl.errors import NoSuchThing, Refused, ReplError
 
 #: For a keeper to try every address once and make the device.
@@ -76,7 +76,7 @@ def attach(
             code="ATTACH_IMPOSSIBLE",
         )
     addresses = [address] if isinstance(address, str) else list(address)
-    command = [sys.executable, "-m", "repl.attach.keeper", "--export", export]
+    command = [*own_program("repl.attach.keeper"), "--export", export]
     command += [part for each in addresses for part in ("--address", each)]
     command += ["--connections", str(connections)]
     command += ["--request-timeout-s", str(request_timeout_s)]
@@ -86,7 +86,7 @@ def attach(
 
 def resume(device: Path) -> None:
     """Give a device whose keeper is gone a new one. Raises ReplError."""
-    _start_keeper([sys.executable, "-m", "repl.attach.keeper", "--resume", str(device)])
+    _start_keeper([*own_program("repl.attach.keeper"), "--resume", str(device)])
 
 
 def detach(device: Path, *, force: bool = False) -> None:
@@ -131,6 +131,7 @@ def _start_keeper(command: Sequence[str]) -> Path:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=own_environment(),
         )
     assert process.stdout is not None
     with process.stdout as report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import click
 from repl.attach.attaching import Attachments, not_primary
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
+from repl.attach.processes import own_environment, own_program
 from repl.attach.ways import NAMES
 from repl.cli import names
 from repl.cli.daemon_volumes import DaemonVolumes
@@ -43,12 +43,13 @@ def attachments(session: Session) -> Attachments:
 def _start_guardian(control: Path, order: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a guardian in a session of its own; it answers on `stdout`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "repl.cli.guardian"],
+        own_program("repl.cli.guardian"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # Under systemd its log is the journal.
         stderr=None if "JOURNAL_STREAM" in os.environ else subprocess.DEVNULL,
         start_new_session=True,
+        env=own_environment(),
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps({**order, "control": str(control)}).encode() + b"\n")

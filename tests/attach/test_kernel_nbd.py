@@ -79,7 +79,7 @@ def test_every_option_reaches_the_keeper(runtime: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(kernel_nbd, "_start_keeper", start)
     kernel_nbd.attach(["a:1", "b:2"], "r0", 2, 600, 5)
     kernel_nbd.attach("a:1", "r0")
-    words = " ".join(commands[0][3:])
+    words = " ".join(commands[0][4:])
     assert words == (
         "--export r0 --address a:1 --address b:2 --connections 2"
         " --request-timeout-s 5 --dead-conn-timeout-s 600"
