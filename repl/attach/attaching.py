@@ -24,7 +24,15 @@ from repl.attach.cutting import cut_off
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
 from repl.attach.mounts import Mount
-from repl.attach.record import Folder, Phase, Record, folders, locked_directory
+from repl.attach.record import (
+    Folder,
+    Phase,
+    Record,
+    Unmount,
+    folders,
+    locked_directory,
+    still_unmounting,
+)
 from repl.attach.ways import Way
 from repl.errors import PermissionRefused, Refused, ReplError, TimedOut, from_json
 
@@ -100,9 +108,27 @@ class Attachments:
                 "run the command as root",
             )
 
-    def locked(self, volume: str) -> contextlib.AbstractContextManager[None]:
-        """Hold the volume's lock; every method below that changes something needs it."""
-        return Folder(self._run, volume).locked()
+    def locked(
+        self, volume: str, *, force: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold the volume's lock; every method below that changes something needs it.
+
+        force: for a `detach` by force. A guardian that lives is cut off by a signal to it, which
+        needs no lock: the command that has it may wait for the very device that is to be cut off.
+        """
+        folder = Folder(self._run, volume)
+        record = folder.load() if force else None
+        if record is not None and record.guardian.alive:
+            return contextlib.nullcontext()
+        return folder.locked()
+
+    def note_unmount(self, volume: str, directory: str, pid: int) -> None:
+        """Keep which process unmounts a volume from where."""
+        Folder(self._run, volume).note_unmount(directory, pid)
+
+    def unmount_of(self, volume: str) -> Unmount | None:
+        """Return the unmounting of a volume that is under way."""
+        return Folder(self._run, volume).unmount()
 
     def locked_directory(self, directory: str) -> contextlib.AbstractContextManager[None]:
         """Hold the lock of a directory to mount on. Raises Refused (ATTACH_BUSY), OSError."""
@@ -245,6 +271,9 @@ class Attachments:
                 code="DEVICE_IN_USE",
             )
         if device and self._machine.is_claimed(device):
+            unmount = self.unmount_of(volume)
+            if unmount is not None:
+                raise still_unmounting(volume, unmount)
             elsewhere = self._machine.holders_elsewhere(device)
             raise Refused(
                 f"{device}, the device of {volume}, is in use.",

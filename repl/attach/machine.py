@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ SAID_CHARACTERS_MAX = 2000
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: For a killed program to be gone: it cannot while a request of its own is under way.
 KILLED_TIMEOUT_S = 30.0
+#: The same where nothing depends on it.
+KILL_WAIT_S = 1.0
 MOUNT_TABLE = "/proc/self/mountinfo"
 
 #: Which Debian package brings a program.
@@ -75,51 +77,41 @@ class Machine:
     def has(self, program: str) -> bool:
         return shutil.which(program, path=SEARCH_PATH) is not None
 
-    def run(self, *command: str, timeout_s: float | None = None) -> Ran:
+    def run(
+        self,
+        *command: str,
+        timeout_s: float | None = None,
+        started: Callable[[int], None] | None = None,
+    ) -> Ran:
         """Run a program without a terminal; return how it ended. Raises Refused (TOOL_MISSING).
 
         One that takes longer than `timeout_s` is killed, and its status is that of SIGKILL.
+        started: called with the program's pid as soon as there is one.
         """
+        if started is None:
+            process = _start(command)
+        else:
+            process = _start_undisturbed(command, lambda process: started(process.pid))
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                env=_environment(),
-                timeout=timeout_s,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise tool_missing(command[0]) from None
+            said, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as late:
+            _kill(process)
             words = late.output.decode(errors="replace") if late.output else ""
             return Ran(-9, f"{words}\n{command[0]} did not end within {timeout_s:g} s")
-        return Ran(done.returncode, done.stdout[-SAID_CHARACTERS_MAX:])
+        except BaseException:
+            _kill(process)
+            raise
+        return Ran(process.returncode, said[-SAID_CHARACTERS_MAX:])
 
     def run_writing(self, *command: str) -> Ran:
         """Run a program that writes to a device, so that `end_writing` can end it."""
-        # No signal may fall between the start of the program and the knowledge of it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-        try:
-            self._writer = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                env=_environment(),
-                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
-            )
-        except FileNotFoundError:
-            raise tool_missing(command[0]) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        said, _ = self._writer.communicate()
-        return Ran(self._writer.returncode, said[-SAID_CHARACTERS_MAX:])
+
+        def keep(process: subprocess.Popen[str]) -> None:
+            self._writer = process
+
+        process = _start_undisturbed(command, keep)
+        said, _ = process.communicate()
+        return Ran(process.returncode, said[-SAID_CHARACTERS_MAX:])
 
     def end_writing(self) -> None:
         """End what `run_writing` has begun and wait for it. Raises ReplError if it does not end."""
@@ -188,8 +180,44 @@ class Machine:
         return blankness.first_data(device, extents, progress)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C"}
+def _start(
+    command: Sequence[str], first: Callable[[], object] | None = None
+) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PATH": SEARCH_PATH, "LC_ALL": "C"},
+            preexec_fn=first,
+        )
+    except FileNotFoundError:
+        raise tool_missing(command[0]) from None
+
+
+def _start_undisturbed(
+    command: Sequence[str], started: Callable[[subprocess.Popen[str]], None]
+) -> subprocess.Popen[str]:
+    """Start a program; no signal falls between its start and `started`. For one thread only."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        process = _start(command, lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before))
+        started(process)
+        return process
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a program; it may live on, since one that waits for a device cannot be killed."""
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_WAIT_S)
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def tool_missing(program: str) -> Refused:

@@ -2,6 +2,7 @@
 
     RUN/attached/VOL/record.json    what a later command must know (`Record`)
     RUN/attached/VOL/guardian.pid   for a service manager
+    RUN/attached/VOL/umount.json    who unmounts it, and from where (`Unmount`)
     RUN/attached/VOL/...            what the way to attach needs: sockets, mount points
     RUN/attached/.locks/VOL         held by the command that changes something
     RUN/attached/.locks/.directory-DEV-INODE
@@ -19,8 +20,9 @@ import enum
 import fcntl
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from repl.errors import DaemonUnreachable, Refused, ReplError
 
 FOLDER_NAME = "attached"
 FOLDER_MODE = 0o700
+UNMOUNT_NAME = "umount.json"
 
 
 class Phase(enum.Enum):
@@ -90,6 +93,14 @@ class Record:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Unmount:
+    """An unmounting that is under way: it may wait for the volume, also after its command."""
+
+    directory: str
+    process: ProcessId
+
+
 class Folder:
     """The files of one volume's attachment."""
 
@@ -114,12 +125,35 @@ class Folder:
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the volume's lock; raises Refused (ATTACH_BUSY) if another command has it."""
-        return _locked(
-            self._attached,
-            self.volume,
-            self.volume,
+        return _locked(self._attached, self.volume, self.volume, self._busy)
+
+    def _busy(self) -> Refused:
+        unmount = self.unmount()
+        if unmount is not None:
+            return still_unmounting(self.volume, unmount)
+        return Refused(
             f"{self.volume} is being attached, detached, mounted or unmounted.",
+            "another command does that at this moment; two would be in each other's way",
+            "wait until it has ended, then run the command again   "
+            f"(if it never ends:  replctl detach {self.volume} --force)",
+            code="ATTACH_BUSY",
         )
+
+    def note_unmount(self, directory: str, pid: int) -> None:
+        """Keep which process unmounts the volume from where, for as long as it lives."""
+        fields = {"directory": directory, "process": ProcessId.of(pid).to_json()}
+        # The guardian may end at any moment, and take the folder with it.
+        with contextlib.suppress(OSError):
+            (self.path / UNMOUNT_NAME).write_text(json.dumps(fields))
+
+    def unmount(self) -> Unmount | None:
+        """Return the unmounting that is under way."""
+        try:
+            fields = json.loads((self.path / UNMOUNT_NAME).read_bytes())
+            found = Unmount(str(fields["directory"]), ProcessId.from_json(fields["process"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if found.process.alive else None
 
     def load(self) -> Record | None:
         """Return the record; None if there is none, or none that can be understood."""
@@ -167,23 +201,23 @@ def locked_directory(run: Path, directory: str) -> contextlib.AbstractContextMan
     """
     found = os.stat(directory)
     name = f".directory-{found.st_dev}-{found.st_ino}"
-    busy = f"Another volume is being mounted on {directory}."
-    return _locked(run / FOLDER_NAME, name, directory, busy)
+    busy = Refused(
+        f"Another volume is being mounted on {directory}.",
+        "another command does that at this moment; one would hide the other",
+        "choose another directory, or wait until it has ended and run the command again",
+        code="ATTACH_BUSY",
+    )
+    return _locked(run / FOLDER_NAME, name, directory, lambda: busy)
 
 
 @contextlib.contextmanager
-def _locked(attached: Path, name: str, what: str, busy: str) -> Iterator[None]:
+def _locked(attached: Path, name: str, what: str, busy: Callable[[], Refused]) -> Iterator[None]:
     descriptor = _open_lock(attached, name, what)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(
-                busy,
-                "another command does that at this moment; two would be in each other's way",
-                "wait until it has ended, then run the command again",
-                code="ATTACH_BUSY",
-            ) from None
+            raise busy() from None
         yield
     finally:
         os.close(descriptor)
@@ -209,6 +243,18 @@ def _open_lock(attached: Path, name: str, what: str) -> int:
             f"see who may write there:  ls -ld {attached.parent}",
             code="ATTACH_FAILED",
         ) from error
+
+
+def still_unmounting(volume: str, unmount: Unmount) -> Refused:
+    """Return the refusal of what cannot be done before an unmounting has ended."""
+    return Refused(
+        f"{volume} is still being unmounted from {unmount.directory}.",
+        f"umount (pid {unmount.process.pid}) writes what is not written yet, and the volume may "
+        "not answer",
+        f"wait, or see why:  replctl status {volume}   (or give up what is not written yet:  "
+        f"replctl umount {shlex.quote(unmount.directory)} --force)",
+        code="ATTACH_BUSY",
+    )
 
 
 def folders(run: Path) -> list[Folder]:

@@ -11,10 +11,12 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from repl.attach import mounts
 from repl.attach.attaching import Attachment, Attachments, frozen_refusal
 from repl.attach.machine import Machine
+from repl.attach.record import still_unmounting
 from repl.attach.volumes import Volumes
 from repl.errors import Refused, ReplError
 
@@ -46,11 +48,11 @@ class Unmounting:
         """Unmount a volume's filesystem; detach what `mount` has attached. Raises ReplError."""
         self._attachments.check_allowed()
         directory = os.path.realpath(given)
-        attachment = self._at(directory)
+        attachment = self._at(directory) or self._being_unmounted(directory, force)
         if attachment is None:
             return self._umount_leftover(given, directory, demote=demote, force=force)
         volume = attachment.volume
-        with self._attachments.locked(volume):
+        with self._attachments.locked(volume, force=force):
             others = [
                 mount.point
                 for mount in mounts.of_device(self._machine.mounts(), attachment.device)
@@ -63,17 +65,38 @@ class Unmounting:
                 self._attachments.detach(volume, force=True)
                 detached = True
             else:
-                lost = ""
                 if attachment.frozen:
                     command = f"replctl umount {shlex.quote(given)} --force"
                     raise frozen_refusal(volume, attachment.frozen, command)
-                self._unmount(volume, directory, attachment.device)
-                detached = not others and (demote or attachment.made_by == "mount")
-                if detached:
-                    self._attachments.detach(volume)
+                keep = bool(others) or not (demote or attachment.made_by == "mount")
+                detached, lost = self._umount_in_order(volume, directory, attachment.device, keep)
             if demote:
                 self._demote(volume, directory)
         return Unmounted(volume, directory, detached, demote, lost)
+
+    def _umount_in_order(
+        self, volume: str, directory: str, device: str, keep: bool
+    ) -> tuple[bool, str]:
+        """Unmount, and detach unless it is kept; return whether it is, and why data was lost."""
+        self._unmount(volume, directory, device)
+        if self._attachments.find(volume) is None:
+            return True, "its device was cut off while it was unmounted"
+        if not keep:
+            self._attachments.detach(volume)
+        return not keep, ""
+
+    def _being_unmounted(self, directory: str, force: bool) -> Attachment | None:
+        """Return what another umount has taken from the directory and not written out yet.
+
+        Raises Refused (ATTACH_BUSY) unless it is to be cut off.
+        """
+        for attachment in self._attachments.all():
+            unmount = self._attachments.unmount_of(attachment.volume)
+            if unmount is not None and unmount.directory == directory:
+                if not force:
+                    raise still_unmounting(attachment.volume, unmount)
+                return attachment
+        return None
 
     def _umount_leftover(
         self, given: str, directory: str, *, demote: bool, force: bool
@@ -185,7 +208,8 @@ class Unmounting:
             time.sleep(POLL_PAUSE_S)
 
     def _unmount(self, volume: str, directory: str, device: str) -> None:
-        ran = self._machine.run("umount", "--", directory)
+        note = partial(self._attachments.note_unmount, volume, directory)
+        ran = self._machine.run("umount", "--", directory, started=note)
         if not ran.status:
             self._await_unclaimed(device)
             return

@@ -111,7 +111,7 @@ def detach(session: Session, volume: str, force: bool) -> None:
     """
     here = attachments(session)
     here.check_allowed()
-    with here.locked(volume):
+    with here.locked(volume, force=force):
         try:
             here.detach(volume, force=force)
         except Refused as refusal:

@@ -26,4 +26,4 @@ def stage(tmp_path: Path) -> Stage:
     attachments = FakeAttachments(diary, machine, tmp_path)
     mounting = Mounting(attachments, volumes, machine)
     unmounting = Unmounting(attachments, volumes, machine)
-    return Stage(diary, machine, volumes, attachments, mounting, unmounting, directory)
+    return Stage(diary, machine, volumes, attachments, mounting, unmounting, directory, tmp_path)

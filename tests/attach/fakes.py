@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,20 @@ class FakeMachine(Machine):
     def has(self, program: str) -> bool:
         return program not in self.lacks
 
-    def run(self, *command: str, timeout_s: float | None = None) -> Ran:
+    def run(
+        self,
+        *command: str,
+        timeout_s: float | None = None,
+        started: Callable[[int], None] | None = None,
+    ) -> Ran:
         program = command[0]
         if program in self.lacks:
             raise tool_missing(program)
         self.commands.append(command)
         if program == "blkid":
             return self.says[program]
+        if started is not None:
+            started(os.getpid())
         self.diary.note(program)
         ran = self.says.get(program, Ran(0, ""))
         if ran.status == 0 and program == "mount":

@@ -30,6 +30,7 @@ class Stage:
     mounting: Mounting
     unmounting: Unmounting
     directory: Path
+    run: Path
 
     def wish(self, **fields: object) -> Wish:
         return replace(Wish("r0", str(self.directory)), **fields)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -283,3 +284,19 @@ def test_two_commands_do_not_meet(here: Here) -> None:
         with pytest.raises(Refused) as refused:
             stack.enter_context(here.attachments.locked("r0"))
     assert refused.value.code == "ATTACH_BUSY"
+
+
+def test_device_of_an_unmounting_that_hangs_is_in_use_by_that(here: Here) -> None:
+    here.attachments.attach("r0", WHERE, "attach")
+    here.machine.claimed = {DEVICE}
+    here.attachments.note_unmount("r0", "/mnt", os.getpid())
+    with pytest.raises(Refused) as refused:
+        here.attachments.detach("r0")
+    assert refused.value.code == "ATTACH_BUSY"
+    assert "being unmounted from /mnt" in refused.value.what
+    assert "replctl umount /mnt --force" in refused.value.next_step
+    with here.attachments.locked("r0"), here.attachments.locked("r0", force=True):
+        here.attachments.detach("r0", force=True)
+    # Without a guardian it is cleared up, which two must not do at once.
+    with here.attachments.locked("r0"), pytest.raises(Refused):
+        here.attachments.locked("r0", force=True).__enter__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from repl.attach.attaching import Attachment, Leftover
 from repl.attach.machine import Ran
 from repl.attach.mounts import Mount
+from repl.attach.processes import ProcessId
+from repl.attach.record import Folder, Phase, Record
 from repl.errors import DaemonUnreachable, PermissionRefused, Refused
 from tests.attach.fakes import DEVICE, refusal
 from tests.attach.stage import Stage
@@ -182,3 +186,53 @@ def test_what_is_unmounted_already_is_only_to_be_demoted(stage: Stage) -> None:
     with pytest.raises(Refused) as refused:
         stage.unmounting.umount("r0", demote=True)
     assert refused.value.next_step.endswith(f"  replctl umount '{stage.directory}' --demote")
+
+
+def test_unmounting_that_hangs_is_named_and_cut_off_by_force(stage: Stage) -> None:
+    """The kernel takes a mount from its table first; only then is written what must be."""
+    stage.mounted()
+    stage.machine.table.clear()
+    folder = Folder(stage.run, "r0")
+    folder.make()
+    folder.note_unmount(str(stage.directory), os.getpid())
+    with stage.attachments.locked("r0"):
+        with pytest.raises(Refused) as refused:
+            stage.unmounting.umount(str(stage.directory))
+        assert refused.value.code == "ATTACH_BUSY" and f"(pid {os.getpid()})" in refused.value.why
+        command = f"replctl umount '{stage.directory}' --force"
+        assert command in refused.value.next_step
+        with pytest.raises(Refused) as refused:
+            stage.attachments.locked("r0").__enter__()
+        assert command in refused.value.next_step
+        # What waits for the device has the lock; the cutting off needs none.
+        folder.save(Record("r0", "fake", ProcessId.of(os.getpid()), "mount", Phase.ATTACHED))
+        done = stage.unmounting.umount(str(stage.directory), force=True)
+    assert stage.diary == ["cut off"] and done.lost
+
+
+def test_umount_whose_device_is_cut_off_meanwhile_says_so(stage: Stage) -> None:
+    stage.mounted()
+
+    def cut_off(program: str) -> None:
+        stage.attachments.current = None
+
+    stage.machine.after = cut_off
+    done = stage.unmounting.umount(str(stage.directory))
+    assert stage.diary == ["umount"]
+    assert done.detached and "cut off" in done.lost
+
+
+def test_unmounting_that_has_ended_is_none(stage: Stage) -> None:
+    folder = Folder(stage.run, "r0")
+    # The folder goes with its guardian, at any moment.
+    folder.note_unmount("/mnt", os.getpid())
+    assert folder.unmount() is None
+    folder.make()
+    with subprocess.Popen(["true"]) as ended:
+        folder.note_unmount("/mnt", ended.pid)
+    assert folder.unmount() is None
+    folder.note_unmount("/mnt", os.getpid())
+    unmount = folder.unmount()
+    assert unmount is not None and unmount.directory == "/mnt"
+    (folder.path / "umount.json").write_text("{")
+    assert folder.unmount() is None
