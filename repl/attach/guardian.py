@@ -237,15 +237,33 @@ class Guardian:
 
     async def _give_back(self, device: Path) -> int:
         self._save(replace(self._record, phase=Phase.ENDING))
-        while True:
-            try:
-                await asyncio.to_thread(self._way.detach, device)
-                break
-            except ReplError as error:
-                # Somebody has opened it in the meantime, and is not cut off: it is tried again.
-                _log.warning("%s %s.", error.what, error.why)
+        cut = asyncio.create_task(self._asked_to_cut.wait())
+        try:
+            while True:
+                giving = asyncio.create_task(asyncio.to_thread(self._way.detach, device))
+                await asyncio.wait([giving, cut], return_when=asyncio.FIRST_COMPLETED)
+                if not giving.done():
+                    return await self._cut_off_giving(device, giving)
+                try:
+                    giving.result()
+                    break
+                except ReplError as error:
+                    # Somebody has opened it in the meantime, and is not cut off: it is tried again.
+                    _log.warning("%s %s.", error.what, error.why)
+        finally:
+            cut.cancel()
         _log.info("%s was detached from %s.", self._order.volume, device)
         return 0
+
+    async def _cut_off_giving(self, device: Path, giving: asyncio.Task[None]) -> int:
+        """Cut off a device that waits to be written out: a thread cannot be stopped, but what it
+        waits for can."""
+        status = await self._cut_off(device, "an operator cut it off")
+        try:
+            await giving
+        except (OSError, ReplError) as error:
+            _log.warning("%s was not written out: %s.", device, error)
+        return status
 
     async def _cut_off(self, device: Path, reason: str) -> int:
         volume = self._order.volume

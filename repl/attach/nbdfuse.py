@@ -83,10 +83,13 @@ class NbdfuseWay:
         return Path(device)
 
     def detach(self, device: Path) -> None:
-        if self._loop is not None:
-            os.fsync(self._loop)
-            os.close(self._loop)
-            self._loop = None
+        # Taken first: the device may be cut off while it is written out.
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            try:
+                os.fsync(loop)
+            finally:
+                os.close(loop)
         _wait(lambda: not self.owns(device), f"{device} is still open somewhere")
         _wait(self._unmounted, f"{self._mount_point} is still in use")
         # It ends by itself, unless a container has a copy of its mount. Nothing is lost with it:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import threading
@@ -285,3 +286,29 @@ def test_bug_in_the_guardian_leaves_no_device_unguarded(guarded: Guarded) -> Non
     with pytest.raises(RuntimeError, match="a bug"):
         asyncio.run(run(guarded, guarded.guardian(), story()))
     assert guarded.diary == ["attach", "cut off"]
+
+
+def test_device_that_waits_to_be_written_out_can_be_cut_off(guarded: Guarded) -> None:
+    answered, begun = threading.Event(), threading.Event()
+
+    def detach(device: Path) -> None:
+        guarded.diary.note("detach")
+        begun.set()
+        assert answered.wait(DEADLINE_S)
+        raise OSError(errno.EIO, "its requests have failed")
+
+    def cut_off(device: Path | None) -> None:
+        guarded.diary.note("cut off")
+        answered.set()
+
+    guarded.way.detach, guarded.way.cut_off = detach, cut_off  # type: ignore[method-assign]
+
+    async def story() -> None:
+        await guarded.until(Phase.ATTACHED)
+        send(signal.SIGTERM)
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
+        send(signal.SIGUSR1)
+
+    status = asyncio.run(run(guarded, guarded.guardian(), story()))
+    assert status == CUT_OFF_EXIT_STATUS
+    assert guarded.diary == ["attach", "detach", "cut off"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from repl.attach.record import Folder
+from repl.attach.record import Folder, Phase
 from tests.attached import (
     BY_NBDFUSE,
     GONE_DEADLINE_S,
@@ -84,4 +84,29 @@ def test_hanging_umount_is_ended_by_force(interrupted: bool) -> None:
             assert done.returncode == 0, done.stderr
             _, words = umount.communicate(timeout=30)
             assert interrupted or "cut off" in words
+        wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
+
+
+def test_hanging_detach_is_ended_by_force() -> None:
+    with attaching_pair() as pair:
+        alpha = pair.alpha
+        pair.start_in_sync(primary=alpha)
+        device = alpha.ctl_ok("attach", "r0", *BY_NBDFUSE).strip()
+        traces = traces_of(alpha)
+        command = [sys.executable, "-m", "repl.cli.main", "--socket", str(alpha.control)]
+        with stopped(alpha):
+            # It stays in the page cache, since the guardian has the device open too.
+            Path(device).write_bytes(os.urandom(1 << 16))
+            detach = [*command, "detach", "r0"]
+            with subprocess.Popen(detach, stderr=subprocess.PIPE, text=True) as detaching:
+                folder = Folder(alpha.folder, "r0")
+
+                def ending() -> bool:
+                    record = folder.load()
+                    return record is not None and record.phase is Phase.ENDING
+
+                wait_for(ending, what="the guardian writes the device out")
+                done = alpha.ctl("detach", "r0", "--force")
+                assert done.returncode == 0, done.stderr
+                detaching.communicate(timeout=30)
         wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
