@@ -280,7 +280,7 @@ class Attachments:
                 "it is still mounted in containers or services with a file tree of their own: "
                 + ", ".join(elsewhere[:8])
                 if elsewhere
-                else "something has it for itself: swap, a volume group, a RAID, or a check of it",
+                else "something has it for itself: swap, a volume group, a RAID, fsck or mkfs",
                 f"end these, then:  replctl detach {volume}"
                 if elsewhere
                 else f"see what:  lsblk {device}",

@@ -89,8 +89,10 @@ def make(machine: Machine, volume: str, device: str, kind: str) -> None:
 
 
 def unmake(machine: Machine, volume: str, device: str, extents: Extents) -> None:
-    """Make a device blank again on which a filesystem was being made. Raises ReplError."""
-    machine.end_writing()
+    """Make a device blank again on which a filesystem was being made, by nobody any more.
+
+    Raises ReplError.
+    """
     try:
         machine.zero_out(device, extents)
     except OSError as error:

@@ -220,6 +220,8 @@ class Mounting:
         return content.filesystem, False
 
     def _undo_making(self, volume: str, device: str, extents: Extents) -> None:
+        # Whatever becomes of the rest, nothing may go on writing when this command has ended.
+        self._machine.end_writing()
         found = self._attachments.find(volume)
         if found is None or found.frozen:
             # Nothing can be written to it, and whoever waited for it would wait for ever.
