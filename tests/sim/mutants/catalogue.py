@@ -170,20 +170,6 @@ MUTANTS: tuple[Mutant, ...] = (
         Rule.LEDGER,
     ),
     _mutant(
-        "answer-from-the-cache-beside-a-member-that-gave-way",
-        "repl/core/writes.py",
-        "elif self.sync_first or write.sync_first:",
-        "elif self.sync_first:",
-        Rule.LEDGER,
-    ),
-    _mutant(
-        "answer-while-the-mark-is-taken-back",
-        "repl/core/writes.py",
-        "answered = generation.answered and not self.taking_back",
-        "answered = generation.answered",
-        Rule.LEDGER,
-    ),
-    _mutant(
         "answer-a-flush-without-the-peer",
         "repl/core/session.py",
         "while self._barriers and self._barriers[0][0] <= self.durable_seq:",
