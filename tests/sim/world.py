@@ -288,6 +288,10 @@ class World:
             text = f"{node.name} became primary with an inconsistent copy"
             raise Violation(Rule.INCONSISTENT, text)
         self.check_lone_primary(node)
+        if node.hidden_failure:
+            # A sync failed there, and the process died before that was stored: who vouches for the
+            # other one's death cannot know that only that one has it all.
+            self.cache_lost(self.other(node))
         node.ledger.check(node.data.image, f"{node.name} as new primary")
 
     def check_answer(self, node: Node, op: Op, members: tuple[int, ...], made: list[Op]) -> None:
