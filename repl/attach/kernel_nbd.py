@@ -30,8 +30,8 @@ from repl.attach.keeper import (
     open_control,
 )
 from repl.attach.nbd_control import NbdControl, module_is_installed
-from repl.attach.processes import own_environment, own_program
 from repl.errors import NoSuchThing, Refused, ReplError
+from repl.own_program import own_environment, own_program
 
 #: For a keeper to try every address once and make the device.
 ATTACH_DEADLINE_S: Final = 60.0

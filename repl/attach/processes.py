@@ -1,18 +1,14 @@
-"""Processes that outlive a command: how ours are started, and each named so that a later command
-cannot mistake it for another one."""
+"""Processes that outlive a command, named so that a later command cannot mistake them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from repl import errors
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -52,22 +48,6 @@ class ProcessId:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-
-
-def own_program(module: str) -> tuple[str, ...]:
-    """Return the command that runs a module of ours; it needs `own_environment`.
-
-    -P: nothing is loaded from the folder that the operator is in: it may be anybody's,
-    while the program is root's.
-    """
-    return (sys.executable, "-P", "-m", module)
-
-
-def own_environment() -> dict[str, str]:
-    """Return the environment in which a program of ours is the very code that runs here."""
-    package = str(Path(errors.__file__).resolve().parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _start_of(pid: int) -> int | None:

@@ -14,13 +14,13 @@ import click
 from repl.attach.attaching import Attachments, not_primary
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
-from repl.attach.processes import own_environment, own_program
 from repl.attach.ways import NAMES
 from repl.cli import names
 from repl.cli.daemon_volumes import DaemonVolumes
 from repl.cli.output import Session, one_line, pass_session
 from repl.cli.wait import Duration
 from repl.errors import NoSuchThing, Refused, ReplError
+from repl.own_program import own_environment, own_program
 
 dead_after_option = click.option(
     "--dead-after",

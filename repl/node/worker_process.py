@@ -18,12 +18,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any, Final
 
 from repl import errors
@@ -32,6 +30,7 @@ from repl.events import event
 from repl.node.channel import Channel, Message, channel_pair
 from repl.node.logs import log_event, logger
 from repl.node.volume_status import VolumeObject, unanswered_volume
+from repl.own_program import own_environment, own_program
 
 #: A silent worker is looked at this often within its limit. Each look counts once, however late it
 #: came, so that a supervisor that was itself stopped for an hour does not kill healthy workers.
@@ -43,7 +42,7 @@ STATUS_TIMEOUT_S: Final = 1.0
 READY_WAIT_S: Final = 10.0
 #: A worker that closed its channel is about to end; it may still print why.
 CHANNEL_GRACE_S: Final = 2.0
-WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "repl.node.worker")
+WORKER_COMMAND: Final = own_program("repl.node.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,12 +361,8 @@ class WorkerProcess:
 
     def _spawn(self, channel_fd: int) -> subprocess.Popen[bytes]:
         """Start the worker. It shares our process group, so that killing that ends it too."""
-        environment = dict(os.environ)
+        environment = own_environment()
         environment.pop("NOTIFY_SOCKET", None)
-        # The worker must run the very code of its supervisor, wherever that was found.
-        package = str(Path(errors.__file__).resolve().parents[1])
-        paths = [package, *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
         return subprocess.Popen(
             [*self._command, "--channel-fd", str(channel_fd)],
             stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,10 @@ class Stage:
     directory: Path
     run: Path
 
-    def wish(self, **fields: object) -> Wish:
-        return replace(Wish("r0", str(self.directory)), **fields)  # type: ignore[arg-type]
+    def wish(self, **fields: Any) -> Wish:
+        return replace(Wish("r0", str(self.directory)), **fields)
 
-    def refused(self, code: str, **fields: object) -> ReplError:
+    def refused(self, code: str, **fields: Any) -> ReplError:
         """Mount, which must be refused with `code`; afterwards all is as it was."""
         before = (self.volumes.current, self.attachments.current, list(self.machine.table))
         with pytest.raises(ReplError) as refused:

@@ -30,8 +30,8 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_guardian_is_what_is_installed_here(loaded: Path, tmp_path: Path) -> None:
     Folder(tmp_path, "r0").make()
-    order = {"run": str(tmp_path), "volume": "r0", "address": str(tmp_path / "absent")}
-    order |= {"made_by": "attach", "dead_after_s": 1, "way": ""}  # type: ignore[dict-item]
+    order: dict[str, object] = {"run": str(tmp_path), "volume": "r0", "way": ""}
+    order |= {"address": str(tmp_path / "absent"), "made_by": "attach", "dead_after_s": 1}
     with _start_guardian(tmp_path / "control.sock", order) as guardian:
         assert guardian.stdout is not None
         line = guardian.stdout.readline()
