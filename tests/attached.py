@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -210,3 +211,12 @@ def broken_promises(folder: Path, promises: dict[str, str]) -> list[str]:
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             broken.append(f"{name}: another content")
     return broken
+
+
+def refusal(node: Node, *arguments: str) -> dict[str, str]:
+    """Run `replctl`, which must refuse with status 5; return the error."""
+    done = node.ctl("--json", *arguments)
+    assert done.returncode == 5, done.stdout + done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert isinstance(error, dict)
+    return error

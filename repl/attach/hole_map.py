@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Final
 
 from nbdserver.contexts import BASE_ALLOCATION
@@ -65,7 +65,7 @@ def data_extents(
         yield position, size_bytes - position
 
 
-def _ask(sock: socket.socket, context: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+def _ask(sock: socket.socket, context: int, offset: int, length: int) -> list[tuple[int, int]]:
     """Return (length, status) of consecutive extents. Raises NoConnection, OSError."""
     ends = time.monotonic() + ANSWER_TIMEOUT_S
     sock.settimeout(ANSWER_TIMEOUT_S)
@@ -88,7 +88,7 @@ def _ask(sock: socket.socket, context: int, offset: int, length: int) -> Iterato
     extents = list(STATUS_DESCRIPTOR.iter_unpack(descriptors))
     if not all(extent for extent, _ in extents):
         raise NoConnection("the NBD server tells of an extent without a length")
-    return iter(extents)
+    return extents
 
 
 def _leave(sock: socket.socket) -> None:

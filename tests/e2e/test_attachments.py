@@ -6,7 +6,6 @@ In one test where they can share a pair of daemons, since starting one costs sec
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -25,9 +24,10 @@ from tests.attached import (
     frozen,
     guardian_log,
     mount_point,
+    refusal,
     traces_of,
 )
-from tests.daemon import Node, wait_for
+from tests.daemon import wait_for
 from tests.pair import Pair
 
 
@@ -38,15 +38,6 @@ def mounted_on_alpha(pair: Pair, *options: str) -> Path:
     options = (*BY_NBDFUSE, *options)
     pair.alpha.ctl_ok("mount", "r0", str(here), "--promote", "--mkfs", "ext4", *options)
     return here
-
-
-def refusal(node: Node, *arguments: str) -> dict[str, str]:
-    """Run `replctl`, which must refuse with status 5; return the error."""
-    done = node.ctl("--json", *arguments)
-    assert done.returncode == 5, done.stdout + done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert isinstance(error, dict)
-    return error
 
 
 def test_restarts_of_worker_and_daemon_are_only_a_pause() -> None:

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 from repl.attach.dialing import dial
-from tests.attached import BY_NBDFUSE, attaching_pair, mount_point
-from tests.daemon import Node
-
-
-def failure(node: Node, *arguments: str) -> dict[str, str]:
-    done = node.ctl("--json", *arguments)
-    assert done.returncode == 5, done.stdout + done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert isinstance(error, dict)
-    return error
+from tests.attached import BY_NBDFUSE, attaching_pair, mount_point, refusal
 
 
 def test_other_client_keeps_the_volume_mounted() -> None:
@@ -27,7 +17,7 @@ def test_other_client_keeps_the_volume_mounted() -> None:
         alpha.ctl_ok("mount", "r0", str(here), *arguments)
         client, _ = dial(str(alpha.nbd_socket), "r0", 10)
         with contextlib.closing(client):
-            refused = failure(alpha, "umount", str(here), "--demote")
+            refused = refusal(alpha, "umount", str(here), "--demote")
             assert refused["code"] == "DEMOTE_CLIENTS" and "still mounted" in refused["why"]
             assert str(here) in Path("/proc/mounts").read_text()
             assert alpha.volume()["role"] == "primary"
@@ -35,5 +25,5 @@ def test_other_client_keeps_the_volume_mounted() -> None:
         assert alpha.volume()["role"] == "secondary"
         # What is unmounted and detached already is only to be demoted.
         alpha.promote()
-        refused = failure(alpha, "umount", str(here), "--demote")
+        refused = refusal(alpha, "umount", str(here), "--demote")
         assert refused["code"] == "NOT_MOUNTED" and refused["next"].endswith("replctl demote r0")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,17 +18,10 @@ from tests.attached import (
     GONE_DEADLINE_S,
     attaching_pair,
     mount_point,
+    refusal,
     traces_of,
 )
 from tests.daemon import Node, wait_for
-
-
-def failure(node: Node, *arguments: str) -> dict[str, str]:
-    done = node.ctl("--json", *arguments)
-    assert done.returncode == 5, done.stdout + done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert isinstance(error, dict)
-    return error
 
 
 @contextlib.contextmanager
@@ -75,7 +67,7 @@ def test_hanging_umount_is_ended_by_force(interrupted: bool) -> None:
                 umount.send_signal(signal.SIGINT)
                 assert umount.wait(10) == 130
             for command in (["umount", str(here)], ["detach", "r0"]):
-                refused = failure(alpha, *command)
+                refused = refusal(alpha, *command)
                 assert refused["code"] == "ATTACH_BUSY"
                 assert "still being unmounted" in refused["what"]
                 assert f"  replctl umount {here} --force" in refused["next"]
