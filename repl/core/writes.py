@@ -36,7 +36,7 @@ END_NOT_TOLD = 1 << 62
 
 class Write:
     """One client write in flight. `waiting` counts the copies that have not applied it yet;
-    `sync_first` says that one of those that have does not count (`ClientWrites.sync_first`)."""
+    `sync_first` says that one of those that have does not count (`ClientWrites.lost`)."""
 
     __slots__ = (
         *("fua", "kind", "launched", "length", "number", "offset", "op", "sync_first", "waiting"),
@@ -85,6 +85,8 @@ class ClientWrites:
         self._blocked: list[Write | Reservation] = []
         self.room = Room(volume.intents)
         self._unanswered: list[Op] = []
+        #: A member was lost that may be all that has made these durable.
+        self._sync_unanswered = False
         #: Members whose copy would give way to this one if power were lost here now, since they
         #: lost power themselves or are half copied: only what is durable here survives that. By
         #: name, the number of the frame behind which the peer applies nothing before it has stored
@@ -256,11 +258,12 @@ class ClientWrites:
             del self.sync_first[peer]
 
     def lost(self, peer: str) -> None:
-        """The connection ended. What this member applied of writes that are not done here yet is
-        no more worth than before, and it is a member as long as nothing else is stored."""
-        if self.sync_first.pop(peer, 0):
-            for write in self._applying.values():
-                write.sync_first = True
+        """The connection ended. What this member has applied it may lose or give up before this
+        node has stored that it goes on without it: what is not answered is durable here first."""
+        self.sync_first.pop(peer, 0)
+        for write in self._applying.values():
+            write.sync_first = True
+        self._sync_unanswered = bool(self._unanswered)
 
     def never_done(self, ops: list[Op]) -> None:
         """These were abandoned before the local disk was asked for them."""
@@ -433,7 +436,8 @@ class ClientWrites:
             self.mark_answered()
             return
         unanswered, self._unanswered = self._unanswered, []
-        if self.sync_first:
+        sync, self._sync_unanswered = self._sync_unanswered or bool(self.sync_first), False
+        if sync:
             for op in unanswered:
                 self._reply_synced(op)
         else:
