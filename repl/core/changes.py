@@ -66,6 +66,14 @@ class Changes:
             session.probation.dropped(self._volume.now)
             self.lose([session], permit)
 
+    def part(self, session: Session) -> None:
+        """Handshake row "forced beside a primary": what was acknowledged here the other copy may
+        lack, although its history names it. From now on the two histories say so."""
+        if self.busy:
+            session.drop("another change is under way: the handshake begins anew")
+        else:
+            self.lose([session], f"{session.name} was promoted as it was", agreed=True)
+
     def lose(self, lost: list[Session], permit: str, *, agreed: bool = False) -> None:
         """Make the generation without these members, then release what waited for them.
 

@@ -17,6 +17,15 @@ from repl.core.states import Phase
 if TYPE_CHECKING:
     from repl.core.session import Session
 
+#: What a connection is at after a decision that moves no data and changes nothing on this side.
+WAITS_AT = {
+    Action.REFUSE: Phase.REFUSED,
+    Action.SPLIT_BRAIN: Phase.SPLIT_BRAIN,
+    Action.WAIT: Phase.IDLE,
+    Action.AWAIT_YIELD: Phase.IDLE,
+    Action.AWAIT_PART: Phase.IDLE,
+}
+
 
 def retires_member(session: Session, decision: Decision) -> bool:
     """Go on without a member whose copy was replaced, before the new copy is met (G4).

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from repl.core import lineage
 from repl.core.hello import Hello
-from repl.core.lineage import Relation
+from repl.core.lineage import Origin, Relation
 
 
 class Action(enum.Enum):
@@ -32,6 +32,9 @@ class Action(enum.Enum):
     #: Discard this side's unanswered generations, then shake hands again; and its counterpart.
     YIELD = "yield"
     AWAIT_YIELD = "await-yield"
+    #: Go on under a generation of its own, then shake hands again; and its counterpart.
+    PART = "part"
+    AWAIT_PART = "await-part"
 
 
 MIRROR: dict[Action, Action] = {
@@ -48,6 +51,8 @@ MIRROR: dict[Action, Action] = {
     Action.FULL_TARGET: Action.FULL_SOURCE,
     Action.YIELD: Action.AWAIT_YIELD,
     Action.AWAIT_YIELD: Action.YIELD,
+    Action.PART: Action.AWAIT_PART,
+    Action.AWAIT_PART: Action.PART,
 }
 
 SOURCE_ACTIONS = frozenset(
@@ -58,6 +63,8 @@ SOURCE_ACTIONS = frozenset(
         Action.FULL_SOURCE,
     }
 )
+#: The other side changes what it is, and then both shake hands again; until then it may answer.
+AWAITED = (Action.AWAIT_YIELD, Action.AWAIT_PART)
 TARGET_ACTIONS = frozenset(MIRROR[action] for action in SOURCE_ACTIONS)
 
 
@@ -216,6 +223,14 @@ def _history(mine: Hello, theirs: Hello) -> Decision:
         return _settle(mine, theirs)
     if relation in (Relation.ANCESTOR, Relation.DESCENDANT):
         behind, ahead = (mine, theirs) if relation is Relation.ANCESTOR else (theirs, mine)
+        if behind.is_primary and _forced_since(ahead, behind):
+            # `--lose-data` was wrong (design §8): this one holds all that it acknowledged.
+            return Decision(
+                Action.PART if mine is behind else Action.AWAIT_PART,
+                "forced-beside-a-primary",
+                f"{ahead.node} was promoted as it was while {behind.node} was primary, which goes "
+                "on without it.",
+            )
         if base_is_valid(ahead, behind):
             sentence = f"{behind.node} missed writes; {ahead.node} knows which blocks they changed."
             return _copy(mine is behind, False, "ancestor", sentence)
@@ -228,6 +243,12 @@ def _history(mine: Hello, theirs: Hello) -> Decision:
         "The two copies of the volume have no common history.",
         _comparison(mine, theirs),
     )
+
+
+def _forced_since(ahead: Hello, behind: Hello) -> bool:
+    """Whether a copy was promoted as it was: it may lack what its history says that it holds."""
+    newer = lineage.since(ahead.lineage, behind.lineage[0].id)
+    return any(generation.origin is Origin.DATA_LOST for generation in newer)
 
 
 def base_is_valid(source: Hello, target: Hello) -> bool:

@@ -17,7 +17,7 @@ from repl.core import hello as hellos
 from repl.core.barrier import Barrier, Waiter
 from repl.core.facts import Facts
 from repl.core.giving_up import give_up_unanswered
-from repl.core.handshake import MIRROR, SOURCE_ACTIONS, Action, Decision, decide
+from repl.core.handshake import AWAITED, MIRROR, SOURCE_ACTIONS, Action, Decision, decide
 from repl.core.hello import Hello
 from repl.core.liveness import Liveness
 from repl.core.outbox import SendJob
@@ -311,14 +311,15 @@ class Session:
 
     def _act(self, action: Action) -> None:
         volume = self.volume
-        if action in (Action.REFUSE, Action.WAIT, Action.SPLIT_BRAIN, Action.AWAIT_YIELD):
-            phase = {Action.REFUSE: Phase.REFUSED, Action.SPLIT_BRAIN: Phase.SPLIT_BRAIN}
-            self.move(phase.get(action, Phase.IDLE))
+        if action in contact.WAITS_AT:
+            self.move(contact.WAITS_AT[action])
             if action is Action.SPLIT_BRAIN:
                 self.split = SplitBrain(self)
                 self.split.begin()
         elif action is Action.YIELD:
             give_up_unanswered(self)
+        elif action is Action.PART:
+            volume.changes.part(self)
         elif action in SOURCE_ACTIONS:
             contact.made(self)
             self.move(Phase.SOURCE_STARTING)
@@ -330,8 +331,7 @@ class Session:
         else:
             contact.made(self)
             self.move(Phase.TARGET_STARTING)
-        if self.connected and action is not Action.AWAIT_YIELD:  # it may still answer until it did
-            # Last: where this node steps down, nobody is to be answered before.
+        if self.connected and action not in AWAITED:  # last: who steps down answers nobody before
             volume.absence.shook_hands(self)
 
     # The stream to the peer.
@@ -358,7 +358,7 @@ class Session:
         self.live.sent_s = volume.now
 
     def ping(self) -> int:
-        """Show that this side lives, and make the peer show it; return the ping's number."""
+        """Make the peer show that it lives; return the ping's number."""
         self.live.ping_sent(self.volume.now)
         self.send(Type.PING)
         return self.live.pinged()

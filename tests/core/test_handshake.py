@@ -73,6 +73,12 @@ def newer(generation_id: int, answered: bool, node_id: int) -> Lineage:
     return (own, ROOT)
 
 
+def forced(generation_id: int, node_id: int) -> Lineage:
+    """The common history, and a generation that an operator made of this copy as it was."""
+    (own, root) = newer(generation_id, True, node_id)
+    return (replace(own, origin=Origin.DATA_LOST), root)
+
+
 MADE_BY_LOW: Lineage = (generation(1, ROOT_ID, primary=LOW),)
 MADE_BY_HIGH: Lineage = (generation(1, ROOT_ID, primary=HIGH),)
 NOT_BOTH: Lineage = (generation(1, ROOT_ID, members=(LOW,)),)
@@ -87,6 +93,8 @@ HISTORIES: list[tuple[str, Lineage, Lineage]] = [
     ("equal-not-members", NOT_BOTH, NOT_BOTH),
     ("low-behind", COMMON, newer(THEIRS_ID, True, HIGH)),
     ("high-behind", newer(MINE_ID, True, LOW), COMMON),
+    ("low-behind-a-forced-one", COMMON, forced(THEIRS_ID, HIGH)),
+    ("high-behind-a-forced-one", forced(MINE_ID, LOW), COMMON),
     *[
         (f"forked-{mine}-{theirs}", newer(MINE_ID, mine, LOW), newer(THEIRS_ID, theirs, HIGH))
         for mine in (False, True)
@@ -173,6 +181,7 @@ EVERY_RULE = {
     "equal",
     "split-brain",
     "unanswered-fork",
+    "forced-beside-a-primary",
 }
 
 
