@@ -233,15 +233,22 @@ class Changes:
 
     # G6: promotion (`roles.py` found the evidence).
 
-    def promote(self, origin: Origin, permit: str, then: Step) -> None:
-        """Make the generation that names this node primary."""
+    def promote(
+        self, origin: Origin, permit: str, then: Step, asked: Session | None = None
+    ) -> None:
+        """Make the generation that names this node primary; `asked` has agreed to it."""
         assert not self.busy
         self.kind = Kind.PROMOTE
-        self._volume.syncs.request(lambda: self._promote_synced(origin, permit, then))
+        self._volume.syncs.request(lambda: self._promote_synced(origin, permit, then, asked))
 
-    def _promote_synced(self, origin: Origin, permit: str, then: Step) -> None:
+    def _promote_synced(
+        self, origin: Origin, permit: str, then: Step, asked: Session | None
+    ) -> None:
         volume = self._volume
         staying = [] if origin is Origin.DATA_LOST else volume.established_members()
+        if asked is not None and asked.is_member and asked not in staying:
+            # Its connection broke since it agreed: leaving it behind is for G4, and its permit.
+            staying.append(asked)
         me = volume.facts.node_id
         for session in volume.sessions.values():
             if session not in staying and session.phase is not Phase.SOURCE:

@@ -94,7 +94,7 @@ class Roles:
         if request.lose_data:
             for session in volume.sessions.values():
                 session.drop("an operator promotes this copy as it is")
-        self._granted = lambda: self._go(origin, permit)
+        self._granted = lambda: self._go(origin, permit, evidence.ask)
         if evidence.ask is not None:
             self._ask(evidence.ask, resume=False)
         else:
@@ -172,16 +172,16 @@ class Roles:
         if number:
             self._volume.answer(number, refused("PROMOTE_PEER_REFUSED", reason, next_step))
 
-    def _go(self, origin: Origin, permit: str) -> None:
+    def _go(self, origin: Origin, permit: str, asked: Session | None) -> None:
         volume = self._volume
         joining = any(session.phase is Phase.JOINING for session in volume.sessions.values())
         if volume.changes.busy or joining:
-            self._step = lambda: self._go(origin, permit)
+            self._step = lambda: self._go(origin, permit, asked)
             self.task = Task.PROMOTING
             return
         self.task = Task.PROMOTING
         self._step = None
-        volume.changes.promote(origin, permit, self._during(self._promoted))
+        volume.changes.promote(origin, permit, self._during(self._promoted), asked)
 
     def _promoted(self) -> None:
         number, self._number = self._number, 0
