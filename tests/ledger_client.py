@@ -60,11 +60,9 @@ class LedgerClient:
         self.connections = 0
         self.error_replies: list[str] = []
         self.connection_losses: list[str] = []
-        #: The longest time between two acknowledgements on any of the connections.
-        self.longest_gap_s = 0.0
         self._nbd = libnbd.load()
         self._random = random.Random(f"{ledger.seed}/{seed}")
-        self._depth = depth
+        self.depth = depth
         self._run_blocks = run_blocks
         self._flush_every = flush_every
         self._fua_every = fua_every
@@ -76,7 +74,6 @@ class LedgerClient:
         self._open_requests = 0
         self._issued = 0
         self._flush_pending = False
-        self._last_answer_s = 0.0
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ledger client", daemon=True)
@@ -162,11 +159,10 @@ class LedgerClient:
             self._failure = error
 
     def _serve_connection(self, handle: Any) -> None:
-        self._last_answer_s = time.monotonic()
         open_versions: set[int] = set()
         try:
             while not (self._stop.is_set() and self._open_requests == 0):
-                while not self._stop.is_set() and self._open_requests < self._depth:
+                while not self._stop.is_set() and self._open_requests < self.depth:
                     if not self._issue(handle, open_versions):
                         break
                 if handle.aio_is_dead() or handle.aio_is_closed():
@@ -219,9 +215,6 @@ class LedgerClient:
             if error.value == 0:
                 self.ledger.acknowledge(version)
                 self.acknowledged += 1
-                now_s = time.monotonic()
-                self.longest_gap_s = max(self.longest_gap_s, now_s - self._last_answer_s)
-                self._last_answer_s = now_s
             else:
                 # When a connection dies, libnbd ends its requests with ENOTCONN, which no server
                 # can send (it is none of NBD's error numbers): that is no reply.

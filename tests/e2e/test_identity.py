@@ -40,7 +40,7 @@ def wait_refused(node: Node, rule: str) -> Json:
 
     def refused(volume: Json) -> bool:
         (peer,) = volume["peers"]
-        handshake = peer["last_handshake"]
+        handshake = peer.get("last_handshake")
         return bool(
             peer["connection_state"] == "refused" and handshake and handshake["rule"] == rule
         )

@@ -90,6 +90,17 @@ def test_nothing_is_acknowledged_alone_until_an_operator_continues(
 # resync pause, resume, limit
 
 
+def kill_worker(node: Node) -> None:
+    """Kill the volume's worker and wait until the next one has opened it."""
+    killed = node.signal_worker(signal.SIGKILL)
+    node.wait_volume(lambda v: v["worker_pid"] not in (None, killed), "has a worker again")
+    node.wait_volume(lambda v: not v["problem"], "is open")
+
+
+def undisturbed(_node: Node) -> None:
+    """Do nothing."""
+
+
 def test_a_pause_outlives_connections_and_workers_and_a_limit_holds(limited_pair: Pair) -> None:
     pair, alpha, beta = limited_pair, limited_pair.alpha, limited_pair.beta
     pair.start_in_sync(primary=alpha)
@@ -97,8 +108,8 @@ def test_a_pause_outlives_connections_and_workers_and_a_limit_holds(limited_pair
     fill(alpha, 16, 1)
     beta.start()
     beta.ctl_ok("resync", "r0", "pause")
-    for disturb in (lambda: None, lambda: beta.signal_worker(signal.SIGKILL)):
-        disturb()
+    for disturb in (undisturbed, kill_worker):
+        disturb(beta)
         paused = alpha.wait_volume(
             lambda v: v["peers"][0]["replication_state"] == "paused", "shows the pause"
         )
