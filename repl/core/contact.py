@@ -6,10 +6,11 @@ restored from a backup, a snapshot or a clone (design §5, handshake step 1).
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from repl.core.facts import TOKENS_KEPT
+from repl.core.facts import TOKENS_KEPT, Facts, PeerRecord
 from repl.core.handshake import Action, Decision
 from repl.core.hello import Hello
 from repl.core.states import Phase
@@ -25,6 +26,18 @@ WAITS_AT = {
     Action.AWAIT_YIELD: Phase.IDLE,
     Action.AWAIT_PART: Phase.IDLE,
 }
+
+
+def without_bases(facts: Facts, peers: Container[str]) -> tuple[PeerRecord, ...]:
+    """Return the records with the bases void (G7) of all that are not among the volume's peers.
+
+    Nobody notes what changes meanwhile for a peer that was taken out of the configuration: if it
+    comes back, everything is compared.
+    """
+    return tuple(
+        known if known.name in peers else replace(known, base_from=0, base_to=0)
+        for known in facts.peers
+    )
 
 
 def retires_member(session: Session, decision: Decision) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from repl.core import adopting, chronicle, pacing, routing, splitbrain
+from repl.core import adopting, chronicle, contact, pacing, routing, splitbrain
 from repl.core.absence import Absence
 from repl.core.blockmap import runs_of
 from repl.core.changes import Changes
@@ -104,6 +104,7 @@ class Volume:
             boot_id=boot_id,
             cache_lost=facts.cache_lost or lost,
             crashed=facts.crashed or not (facts.clean or facts.fresh),
+            peers=contact.without_bases(facts, self.sessions),
         )
         for session in self.sessions.values():
             if not session.is_member and facts.lineage:

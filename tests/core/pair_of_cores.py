@@ -8,7 +8,7 @@ honest pair never breaks the protocol, so tests may claim that `broken` stays em
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
@@ -49,10 +49,13 @@ class Metadata:
         if commit.facts is not None:
             self.facts = commit.facts
 
-    def maps(self) -> Maps:
-        names = tuple(record.name for record in self.facts.peers)
+    def maps(self, peers: Container[str] | None = None) -> Maps:
+        """What is stored, for all peers or those that are configured now."""
+        names = tuple(r.name for r in self.facts.peers if peers is None or r.name in peers)
         maps = Maps.empty(self.facts.size_bytes, names)
         for (name, peer, page_no), bits in self.pages.items():
+            if name is MapName.DIRTY and peer not in maps.dirty:
+                continue
             bitmap = {
                 MapName.INTENTS: maps.intents,
                 MapName.REMAINING: maps.remaining,
@@ -92,8 +95,9 @@ class Node:
         self._numbers = count(1)
         self.boot("boot-1")
 
-    def boot(self, boot_id: str) -> None:
-        """Open the volume from what is stored, as after any kind of stop."""
+    def boot(self, boot_id: str, peers: Container[str] | None = None) -> None:
+        """Open the volume from what is stored, as after any kind of stop; `peers` are configured
+        now, all that were ever met unless given."""
         self.commit: Commit | None = None
         self.sync: tuple[int, bytes] | None = None
         self.disk_jobs: list[DiskJob] = []
@@ -106,7 +110,7 @@ class Node:
             "r0",
             self.name,
             self.metadata.facts,
-            self.metadata.maps(),
+            self.metadata.maps(peers),
             boot_id=boot_id,
             random_id=lambda: next(self.pair.ids),
             now_s=self.pair.now_s,

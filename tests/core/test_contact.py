@@ -6,8 +6,9 @@ from typing import Any
 
 from repl.core.snapshot import volume_snapshot
 from repl.core.states import Phase
+from repl.core.upkeep import CHECKPOINT_INTERVAL_S
 from tests.core.every_phase import at
-from tests.core.pair_of_cores import Node, Pair, established_pair
+from tests.core.pair_of_cores import BLOCK, EXTENT, SIZE, Node, Pair, established_pair
 
 #: The wall clock of `pair_of_cores` is 1000 s ahead of its monotonic one.
 WALL_S = 1000
@@ -96,3 +97,26 @@ def test_a_refused_connection_is_no_contact() -> None:
     node.pair.cut()
     node.pair.run()
     assert node.metadata.facts.peer(node.peer_name).contact_lost_s == 0
+
+
+def test_a_peer_that_was_not_configured_for_a_while_is_compared_as_a_whole() -> None:
+    pair = established_pair()
+    alpha = pair.alpha
+    pair.cut()
+    alone = alpha.write(0, b"a" * BLOCK)
+    pair.advance(alpha.volume.timeouts.reconnect_grace_s + 1.0)
+    assert alone in alpha.replies
+    alpha.boot(alpha.boot_id, peers=())
+    pair.run()
+    unknown = alpha.write(2 * EXTENT, b"b" * BLOCK)
+    pair.run()
+    assert unknown in alpha.replies
+    for _ in range(4):
+        pair.advance(CHECKPOINT_INTERVAL_S)
+    assert not alpha.metadata.maps(()).intents.any_in(0, SIZE)
+    alpha.boot(alpha.boot_id)
+    pair.connect()
+    pair.run()
+    assert pair.beta.session.decision is not None
+    assert pair.beta.session.decision.rule == "ancestor-without-base"
+    assert pair.equal()
