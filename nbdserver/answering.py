@@ -58,6 +58,12 @@ class AnsweringHalf(ClientSocket):
         self.errors = 0
         self.limit_waits = 0
 
+    @property
+    def may_hide_its_end(self) -> bool:
+        """Whether the client may have left, and cannot show it before more of it is read."""
+        # One that is gone with answers left to take shows that by a reset.
+        return not (self._closed or self._writing) and self._hides_its_end()
+
     def reply(
         self,
         request: Request,

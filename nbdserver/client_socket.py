@@ -10,11 +10,16 @@ import asyncio
 import select
 import socket
 from abc import ABC, abstractmethod
+from struct import Struct
 from typing import Final
 
 from nbdserver.replies import ReplyQueue
 
 LAST_LOOK_BYTES: Final = 64 << 10  # read and thrown away before closing
+#: Linux's number, which the socket module does not export: bytes held for the reader, and the most
+#: that may be, before six others.
+_SO_MEMINFO: Final = 55
+_MEMINFO: Final = Struct("=II28x")
 
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -107,6 +112,16 @@ class ClientSocket(ABC):
             # Bytes of a client that is gone may still be on their way to us.
             poll.register(self._wire.fileno(), _GONE)
         return bool(poll.poll(0))
+
+    def _hides_its_end(self) -> bool:
+        """Whether the other end may have closed without a way to say so: what it sent before fills
+        all the room that a TCP socket has here. (A Unix socket says so at once.)"""
+        wire = self._sock if self._wire is None else self._wire
+        if wire.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        held, most = _MEMINFO.unpack(wire.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+        # The window closes a little before the last byte is used.
+        return bool(held * 4 > most * 3)
 
     def _shut_down(self) -> None:
         """Say goodbye such that replies are not lost to the reset that unread bytes cause."""

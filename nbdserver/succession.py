@@ -9,15 +9,35 @@ socket to be gone while its last bytes are not read yet. A client that left but 
 answers is closed after `leave_s`, with what it had not been served yet dropped, so that it holds up
 nobody; what is in flight in the backend is always waited for.
 
-Not seen here: a client whose goodbye has not arrived yet. Everything here is the loop's thread's.
+A client whose bytes fill all the room of its socket here may have left, too: its goodbye stands
+behind them. It is looked at until there is room, or until it has shown by all that it sends that it
+lives; for as long as nothing of it is read (the volume is frozen, say) it is waited for.
+
+Not seen here: a goodbye that is still under way in the network. Everything here is the loop's
+thread's.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 from nbdserver.connection import Connection
+
+#: How often a client that may hide its end is looked at, and how many looks in a row have to find
+#: room in its socket: its goodbye comes at once then.
+LOOK_S: Final = 0.05
+LOOKS_WITH_ROOM: Final = 3
+
+
+@dataclass(slots=True)
+class _Look:
+    """At one client that may hide its end."""
+
+    received_bytes: int
+    with_room: int = 0
 
 
 class Succession:
@@ -44,6 +64,36 @@ class Succession:
 
     def when_clear(self, then: Callable[[], None]) -> None:
         """Call `then` once nobody who has left by now can act any more; now if that is so."""
+        hiding = {
+            each: _Look(each.bytes_received)
+            for each in self.connections
+            if each.may_hide_its_end and not each.client_has_left
+        }
+        if hiding:
+            self._look_later(hiding, self._loop.time() + self._leave_s, then)
+        else:
+            self._after_those_who_left(then)
+
+    def _look_later(
+        self, hiding: dict[Connection, _Look], until_s: float, then: Callable[[], None]
+    ) -> None:
+        self._loop.call_later(LOOK_S, self._look, hiding, until_s, then)
+
+    def _look(
+        self, hiding: dict[Connection, _Look], until_s: float, then: Callable[[], None]
+    ) -> None:
+        late = self._loop.time() > until_s
+        for each, look in list(hiding.items()):
+            look.with_room = 0 if each.may_hide_its_end else look.with_room + 1
+            shown = each.client_has_left or look.with_room >= LOOKS_WITH_ROOM
+            if shown or (late and each.bytes_received > look.received_bytes):
+                del hiding[each]
+        if hiding:
+            self._look_later(hiding, until_s, then)
+        else:
+            self._after_those_who_left(then)
+
+    def _after_those_who_left(self, then: Callable[[], None]) -> None:
         leaving = {each for each in self.connections if each.may_still_act and each.client_has_left}
         if not leaving:
             then()

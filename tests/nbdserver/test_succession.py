@@ -9,7 +9,7 @@ import pytest
 
 from nbdserver.connection import Connection, State
 from nbdserver.limits import Limits
-from nbdserver.succession import Succession
+from nbdserver.succession import LOOK_S, Succession
 from tests.nbdserver.conftest import Run
 from tests.nbdserver.held_backend import MIB, Served
 from tests.nbdserver.wire import eventually, read, write
@@ -175,5 +175,70 @@ def test_client_who_leaves_while_waiting_is_never_served(run: Run) -> None:
         old.backend.answer()
         assert waiting.backend.batches == []
         house.assert_empty(old, waiting)
+
+    run(scenario())
+
+
+async def fill(served: Served) -> None:
+    """Send writes until the sockets take no more."""
+    sock, request, sent = served.client.sock, write(0, b"old" * 1024), 0
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+    served.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+    sock.setblocking(False)
+    full = 0
+    while full < 10:
+        try:
+            sent += sock.send(request[sent % len(request) :])
+            full = 0
+        except BlockingIOError:
+            full += 1
+            await asyncio.sleep(0.01)
+
+
+def test_goodbye_behind_a_full_window_is_waited_for(run: Run) -> None:
+    async def scenario() -> None:
+        house = House()
+        old = house.enters(Limits(in_flight_requests=2), tcp=True)
+        await fill(old)
+        await old.held(2)
+        old.client.close()
+        new = house.enters()
+        await new.client.send(write(0, b"new", cookie=1))
+        await asyncio.sleep(4 * LOOK_S)
+        assert not old.connection.client_has_left, "its goodbye cannot arrive"
+        assert old.connection.may_still_act
+        while old.connection in house.succession.connections:
+            assert new.backend.held == []
+            old.backend.answer()
+            await asyncio.sleep(0.001)
+        await new.held(1)
+        new.backend.answer()
+        new.connection.abandon()
+        house.assert_empty(old, new)
+
+    run(scenario())
+
+
+def test_client_that_fills_its_window_and_lives_holds_nobody_up_for_long(run: Run) -> None:
+    async def scenario() -> None:
+        house = House(leave_s=0.2)
+        lives = house.enters(Limits(in_flight_requests=2), tcp=True)
+        await fill(lives)
+        await lives.held(2)
+        new = house.enters()
+        await new.client.send(write(0, b"new", cookie=9))
+        await asyncio.sleep(0.3)
+        assert new.backend.held == [], "nothing of it was read meanwhile"
+        answers = asyncio.ensure_future(lives.client.read_to_end())
+        while not new.backend.held:
+            assert lives.connection.state is State.OPEN
+            lives.backend.answer()
+            await asyncio.sleep(0.001)
+        new.connection.abandon()
+        lives.connection.abandon()
+        new.backend.answer()
+        lives.backend.answer()
+        await answers
+        house.assert_empty(lives, new)
 
     run(scenario())
