@@ -44,23 +44,25 @@ lint: setup ## format, lint and types
 
 test: setup ## lint, types and the tests: at most 12 minutes on two cores
 	@deploy/setup/run-steps.sh "make test" \
+	  "beside: compile" "deploy/setup/compile.sh" \
 	  "format" "ruff format --check ." \
 	  "lint" "ruff check ." \
 	  "types" "mypy" \
-	  "compile" "deploy/setup/compile.sh" \
-	  "tests" "$(IN_COMPILED)$(PYTEST) -m 'not slow and not interpreted'" \
 	  "interpreted" "$(PYTEST) -m 'not slow and interpreted' tests" \
-	  "sources" "$(PYTEST) -m 'not slow and not interpreted' $(INTERPRETED_TESTS)"
+	  "sources" "$(PYTEST) -m 'not slow and not interpreted' $(INTERPRETED_TESTS)" \
+	  "wait for: compile" "" \
+	  "tests" "$(IN_COMPILED)$(PYTEST) -m 'not slow and not interpreted'"
 
 test-all: setup ## everything: at most 60 minutes on two cores
 	@deploy/setup/run-steps.sh "make test-all" \
+	  "beside: compile" "deploy/setup/compile.sh" \
 	  "format" "ruff format --check ." \
 	  "lint" "ruff check ." \
 	  "types" "mypy" \
-	  "compile" "deploy/setup/compile.sh" \
-	  "tests" "$(IN_COMPILED)$(PYTEST) -m 'not interpreted'" \
 	  "interpreted" "$(PYTEST) -m interpreted tests" \
 	  "sources" "$(PYTEST) -m 'not slow and not interpreted' $(INTERPRETED_TESTS)" \
+	  "wait for: compile" "" \
+	  "tests" "$(IN_COMPILED)$(PYTEST) -m 'not interpreted'" \
 	  "asyncio" "export REPL_EVENT_LOOP=asyncio; $(IN_COMPILED)$(PYTEST) -m \
 	    'not slow and not interpreted' $(LOOP_TESTS)"
 
