@@ -112,6 +112,10 @@ class _Threads:
         node.later(node.world.disk_delay_s(node) * 3, lambda: node.unless_held("zeroings", end))
 
 
+#: What of a peer's frames does not lie side by side waits for a next turn, as in a long backlog.
+NO_TIME_S = -1.0
+
+
 class DiskWork:
     """One process's work on its two disks; dies with the process."""
 
@@ -119,7 +123,15 @@ class DiskWork:
         self._node = node
         self._metadata = metadata
         self._backing = _Backing(node)
-        self._applier = Applier(volume, cast(Backing, self._backing), node.disk_failed)
+        self._applier = Applier(
+            volume,
+            cast(Backing, self._backing),
+            node.disk_failed,
+            NO_TIME_S,
+            self._in_next_turn,
+        )
+        #: Number of a sync that waits until all frames are applied, or 0.
+        self._sync_waiting = 0
         threads = cast(IoThreads, _Threads(node))
         self._writer = Writer(
             volume, cast(Backing, self._backing), threads, node.disk_failed, lambda feed: feed()
@@ -211,6 +223,32 @@ class DiskWork:
         """The clients' writes of a turn."""
         self._writer.write(jobs)
 
+    def _in_next_turn(self, feed: Callable[[], None]) -> None:
+        """At once or a little later."""
+        node = self._node
+        choice = node.world.dice.disks.random()
+        delay_s = 0.0 if choice < 0.5 else node.world.disk_delay_s(node) * 3 * choice
+        node.later(delay_s, feed)
+
+    @property
+    def applier_busy(self) -> bool:
+        """Whether frames wait to be applied, and their payloads with them."""
+        return self._applier.busy
+
+    def discard(self, peer: str) -> None:
+        """The connection ended: what was not applied of it never will be."""
+        self._applier.discard(peer)
+
+    def sync(self, number: int) -> None:
+        """Make what was written until now durable, once what waits to be applied is."""
+        self._sync_waiting = number
+
+    def start_sync(self) -> None:
+        """At a turn's end: begin the sync that was asked for, if nothing of before is missing."""
+        if self._sync_waiting and not self._applier.busy:
+            number, self._sync_waiting = self._sync_waiting, 0
+            self._sync(number)
+
     def look_for_room(self) -> None:
         """As the engine does at its ticks."""
         if self._writer.starved:
@@ -261,8 +299,7 @@ class DiskWork:
     def _forget_chunk(self, number: int) -> None:
         self.ready.pop(number, None)
 
-    def sync(self, number: int) -> None:
-        """Make what was written until now durable, a little later."""
+    def _sync(self, number: int) -> None:
         node = self._node
         mark = node.data.begin_sync()
 

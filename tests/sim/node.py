@@ -316,6 +316,7 @@ class Node:
                 self.turns += 1
                 self.laws.watch(volume)
                 self._carry_out(box)
+                self.work.start_sync()
                 self.work.let_go()
         except FuseBlown:
             self.say("dies in the middle of a turn")

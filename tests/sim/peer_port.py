@@ -54,6 +54,7 @@ class PeerPort:
         if (old := self._connection) is not None:
             self._connection = None
             old.close()
+            node.work.discard(node.peer)
             node.turn(lambda: volume.peer_down(node.peer, "replaced by a newer connection"))
             if not node.running:
                 end.close()
@@ -84,7 +85,7 @@ class PeerPort:
         node.turn(lambda: self._frames(frames))
         if not node.running or connection.closed:
             return
-        if node.core.sessions[node.peer].receiver.backlog:
+        if node.core.sessions[node.peer].receiver.backlog or node.work.applier_busy:
             connection.keep_received()
 
     def _frames(self, frames: list[Frame]) -> None:
@@ -115,6 +116,7 @@ class PeerPort:
         volume = node.core
 
         def down() -> None:
+            node.work.discard(node.peer)
             node.note(Event.PEER_DOWN)
             volume.peer_down(node.peer, reason, broken=connection.broken)
 
@@ -161,6 +163,7 @@ class PeerPort:
 
     def drop(self, reason: str) -> None:
         """The core wants the connection closed."""
+        self._node.work.discard(self._node.peer)
         if self._connection is not None:
             self._node.say(f"drops the connection: {reason}")
             self._node.note_drop()

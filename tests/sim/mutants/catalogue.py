@@ -318,8 +318,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "promote-without-a-sync",
         "repl/core/changes.py",
-        "self._volume.syncs.request(lambda: self._promote_synced(origin, permit, then))",
-        "self._promote_synced(origin, permit, then)",
+        "self._volume.syncs.request(lambda: self._promote_synced(origin, permit, then, asked))",
+        "self._promote_synced(origin, permit, then, asked)",
         Rule.LEDGER,
     ),
     _mutant(
