@@ -269,11 +269,11 @@ class FileBackend:
     def _deliver(self, batch: Sequence[tuple[Request, Outcome]]) -> None:
         """Answer what the threads have done, and go on with whoever waited for it."""
         answers = []
-        released: Sequence[Request] = ()
+        released: list[Request] = []
         for request, outcome in batch:
             if request.command in (NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES):
                 self._work.allocation.forget()
-                released = released or self._overlaps.end(request)
+                released += self._overlaps.end(request)
             done = outcome.error or outcome.bug is not None
             if not done and request.flags & NBD_CMD_FLAG_FUA and request.command in _WRITING:
                 self._sync_waiting.append(request)
