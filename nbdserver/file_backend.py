@@ -105,13 +105,14 @@ class FileBackend:
 
     # On the loop's thread.
 
-    def _carry_out(self, requests: Sequence[Request]) -> None:
+    def _carry_out(self, requests: Sequence[Request], *, held: bool = False) -> None:
+        """Do or begin these; if they were `held` before, they have waited for all they overlap."""
         run: list[Request] = []
         run_end = -1
         inline_bytes_left = INLINE_TURN_BYTES_MAX
         overlaps = self._overlaps
         for request in requests:
-            if overlaps.busy and overlaps.must_wait(request):
+            if not held and overlaps.busy and overlaps.must_wait(request):
                 continue
             command, length, connection = request.command, request.length, request.connection
             try:
@@ -285,7 +286,7 @@ class FileBackend:
     def _release(self, requests: Sequence[Request]) -> None:
         """Carry out requests that were held, and whatever waits for a sync by now."""
         connections = {request.connection for request in requests}
-        self._carry_out(requests)
+        self._carry_out(requests, held=True)
         for connection in connections:
             assert connection is not None
             connection.send_replies()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbdserver.overlaps import Overlaps
-from nbdserver.protocol import NBD_CMD_READ, NBD_CMD_WRITE_ZEROES
+from nbdserver.protocol import NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES
 from nbdserver.requests import Request
 
 
@@ -41,17 +44,31 @@ def test_what_touches_a_waiting_request_waits_behind_it() -> None:
     assert overlaps.end(long) == [first, second]
 
 
-def test_part_that_is_done_lets_its_requests_go() -> None:
+def test_part_that_is_done_lets_only_its_requests_go() -> None:
     overlaps = Overlaps()
     long = zeroing(0, 1000)
     overlaps.begin(long)
-    early, late = asked(0, 10), asked(900, 10)
-    assert overlaps.must_wait(early)
-    assert overlaps.must_wait(late)
-    assert overlaps.advance(long, 500) == [early, late]
-    assert not overlaps.must_wait(early)
-    assert overlaps.must_wait(late)
-    assert overlaps.end(long) == [late]
+    early, late, behind_late = asked(0, 10), asked(900, 200), asked(1050, 10)
+    for each in (early, late, behind_late):
+        assert overlaps.must_wait(each)
+    assert overlaps.advance(long, 500) == [early]
+    assert not overlaps.must_wait(asked(0, 10))
+    assert overlaps.end(long) == [late, behind_late]
+
+
+def test_zeroing_that_waited_works_from_the_moment_it_is_given_out() -> None:
+    overlaps = Overlaps()
+    long, next_one, behind_both = zeroing(0, 10), zeroing(5, 10), asked(0, 12)
+    overlaps.begin(long)
+    assert overlaps.must_wait(next_one)
+    assert overlaps.must_wait(behind_both)
+    assert overlaps.end(long) == [next_one]
+    assert overlaps.busy
+    assert overlaps.must_wait(asked(14, 1))
+    overlaps.begin(next_one)
+    assert overlaps.advance(next_one, 12) == [behind_both]
+    assert len(overlaps.end(next_one)) == 1
+    assert not overlaps.busy
 
 
 def test_flush_never_waits() -> None:
@@ -60,54 +77,79 @@ def test_flush_never_waits() -> None:
     assert not overlaps.must_wait(asked(0, 0))
 
 
-def test_any_history_keeps_the_order_of_what_overlaps() -> None:
-    chance = random.Random(5)
-    for _ in range(300):
-        overlaps = Overlaps()
-        arrived: list[Request] = []
-        done: list[Request] = []
-        working: list[Request] = []
-        pending: list[Request] = []
+class Plain:
+    """The same rules, by looking at everything each time."""
 
-        def offer(
-            requests: list[Request],
-            overlaps: Overlaps = overlaps,
-            done: list[Request] = done,
-            working: list[Request] = working,
-        ) -> None:
-            for each in requests:
-                if overlaps.busy and overlaps.must_wait(each):
-                    continue
-                if each.command == NBD_CMD_WRITE_ZEROES:
-                    overlaps.begin(each)
-                    working.append(each)
-                else:
-                    done.append(each)
+    def __init__(self) -> None:
+        self.working: dict[Request, int] = {}
+        self.waiting: list[Request] = []
 
-        for _ in range(30):
-            if working and chance.random() < 0.4:
-                ended = working.pop(chance.randrange(len(working)))
-                done.append(ended)
-                offer(list(overlaps.end(ended)))
+    def must_wait(self, request: Request) -> bool:
+        if self._waits(request, self.waiting):
+            self.waiting.append(request)
+            return True
+        return False
+
+    def advance(self, request: Request, position: int) -> list[Request]:
+        self.working[request] = position
+        return self._given_out()
+
+    def end(self, request: Request) -> list[Request]:
+        del self.working[request]
+        return self._given_out()
+
+    def _given_out(self) -> list[Request]:
+        given_out: list[Request] = []
+        remaining: list[Request] = []
+        for each in self.waiting:
+            if self._waits(each, remaining):
+                remaining.append(each)
+                continue
+            given_out.append(each)
+            if each.command != NBD_CMD_READ:
+                self.working[each] = each.offset
+        self.waiting = remaining
+        return given_out
+
+    def _waits(self, request: Request, earlier: Sequence[Request]) -> bool:
+        ranges = [(start, each.offset + each.length) for each, start in self.working.items()]
+        ranges += [(each.offset, each.offset + each.length) for each in earlier]
+        end = request.offset + request.length
+        return any(
+            start < end and request.offset < other_end and start < other_end
+            for start, other_end in ranges
+        )
+
+
+COMMANDS = st.sampled_from((NBD_CMD_READ, NBD_CMD_WRITE_ZEROES, NBD_CMD_TRIM))
+ARRIVALS = st.builds(asked, st.integers(0, 40), st.integers(1, 20), COMMANDS)
+#: Which of those that work goes on, and by how much; so far that it is done if by nothing.
+PROGRESS = st.tuples(st.integers(0, 50), st.integers(0, 12))
+
+
+@given(st.lists(ARRIVALS | PROGRESS, max_size=60))
+def test_any_history_is_that_of_the_plain_rules(history: list[Request | tuple[int, int]]) -> None:
+    overlaps, plain = Overlaps(), Plain()
+    endless = [(0, 0)] * len(history)
+    for event in history + endless:
+        assert overlaps.busy == bool(plain.working)
+        if isinstance(event, Request):
+            waits = plain.must_wait(event)
+            assert (overlaps.busy and overlaps.must_wait(event)) == waits
+            if not waits and event.command != NBD_CMD_READ:
+                plain.working[event] = event.offset
+                overlaps.begin(event)
+        elif plain.working:
+            which, step = event
+            each = list(plain.working)[which % len(plain.working)]
+            position = plain.working[each] + step
+            if step and position <= each.offset + each.length:
+                found, expected = overlaps.advance(each, position), plain.advance(each, position)
             else:
-                command = chance.choice((NBD_CMD_READ, NBD_CMD_WRITE_ZEROES))
-                request = asked(chance.randrange(20), chance.randrange(1, 8), command)
-                arrived.append(request)
-                offer([request])
-        while working:
-            ended = working.pop()
-            done.append(ended)
-            offer(list(overlaps.end(ended)))
-        assert not pending
-        assert len(done) == len(arrived)
-        place = {id(each): number for number, each in enumerate(done)}
-        for index, later in enumerate(arrived):
-            for earlier in arrived[:index]:
-                overlap = (
-                    earlier.offset < later.offset + later.length
-                    and later.offset < earlier.offset + earlier.length
-                )
-                if overlap and NBD_CMD_WRITE_ZEROES in (earlier.command, later.command):
-                    waits = earlier.command == NBD_CMD_WRITE_ZEROES
-                    # A read that came before a zeroing was done at once.
-                    assert not waits or place[id(earlier)] < place[id(later)]
+                found, expected = overlaps.end(each), plain.end(each)
+            assert list(found) == expected
+            for one in expected:
+                if one.command != NBD_CMD_READ:
+                    overlaps.begin(one)
+    assert not plain.waiting and not overlaps.busy
+    assert not overlaps.must_wait(asked(0, 1 << 20))
