@@ -2,8 +2,8 @@
 
 Three kinds with threads of their own, so that none waits behind another: single operations (cold
 reads, large writes, statuses), long ones that go on step by step in turn with each other, and
-syncs. A thread never touches a connection: it leaves an `Outcome`, which is delivered on the loop's
-thread, many at once if many are there.
+syncs. A thread never touches a connection, but for asking whether it is closed: it leaves an
+`Outcome`, which is delivered on the loop's thread, many at once if many are there.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class FileThreads:
     def run_steps(self, request: Request, step: Step, progressed: Callable[[], None]) -> None:
         """Do a long operation, step by step, in turn with others of its kind.
 
-        `progressed` is called on the loop's thread after every step but the last.
+        `progressed` is called on the loop's thread after every step but the last. Once the client
+        is gone no further step begins: nobody was told that any of it is done, and others wait.
         """
         self._long.submit(self._do_step, request, step, progressed)
 
@@ -83,7 +84,8 @@ class FileThreads:
         self._finish(request, _guarded(work))
 
     def _do_step(self, request: Request, step: Step, progressed: Callable[[], None]) -> None:
-        outcome = _guarded(step)
+        connection = request.connection
+        outcome = Outcome() if connection is None or connection.closed else _guarded(step)
         if outcome is not None:
             self._finish(request, outcome)
         else:

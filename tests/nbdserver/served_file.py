@@ -1,18 +1,24 @@
-"""A file backend with connections of the test's own loop, and a gate for its system calls."""
+"""A file backend with connections of the test's own loop, and gates for its system calls."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nbdserver import zeroing
 from nbdserver.connection import Connection, State
 from nbdserver.export import ExportInfo
 from nbdserver.file_backend import FileBackend
 from nbdserver.terms import Terms
 from tests.nbdserver.wire import LoopClient, eventually, read
+
+STEP_BYTES = 1 << 20
 
 
 class ServedFile:
@@ -75,3 +81,28 @@ class Gate:
 
     def open(self) -> None:
         self._opened.set()
+
+
+class Steps:
+    """Stands in for the writing of zeroes: every step waits to be let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = 0
+        self._allowed = threading.Semaphore(0)
+        self._real = zeroing.write_zeroes
+
+        def unsupported(*_: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+
+        monkeypatch.setattr(zeroing, "fallocate", unsupported)
+        monkeypatch.setattr(zeroing, "write_zeroes", self._write)
+        monkeypatch.setattr(zeroing, "WRITE_STEP_BYTES", STEP_BYTES)
+
+    def _write(self, descriptor: int, offset: int, length: int) -> None:
+        if length:
+            self.begun += 1
+            assert self._allowed.acquire(timeout=20)
+        self._real(descriptor, offset, length)
+
+    def allow(self, count: int) -> None:
+        self._allowed.release(count)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from nbdserver import file_service
 from nbdserver.export import ExportInfo
 from nbdserver.file_backend import INLINE_REQUEST_BYTES_MAX, FileBackend
 from nbdserver.file_service import FileService
 from nbdserver.limits import Limits
-from nbdserver.protocol import Option, Reply
+from nbdserver.protocol import NBD_CMD_WRITE_ZEROES, Option, Reply
 from tests.nbdserver.conftest import Run
-from tests.nbdserver.served_file import Gate
+from tests.nbdserver.served_file import Gate, Steps
 from tests.nbdserver.wire import (
     FIXED_NEWSTYLE_NO_ZEROES,
     GREETING_BYTES,
@@ -25,6 +26,8 @@ from tests.nbdserver.wire import (
     option,
     option_replies,
     read,
+    request,
+    simple_reply,
     write,
 )
 
@@ -102,6 +105,42 @@ def test_write_sent_again_is_never_undone_by_its_abandoned_twin(
             client.close()
         await serving.close()
         assert serving.files[0].read_bytes()[:3] == b"new"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("then", ["a new client", "the end"])
+def test_abandoned_zeroing_holds_up_nobody_for_its_whole_length(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    async def scenario() -> None:
+        steps = Steps(monkeypatch)
+        monkeypatch.setattr(file_service, "DRAIN_S", 0.05)
+        serving = Serving(tmp_path, "", limits=Limits(leave_s=0.05))
+        old = await serving.begun()
+        await old.send(write(0, b"o" * SIZE))
+        assert await old.reply() == (0, 0)
+        await old.send(request(NBD_CMD_WRITE_ZEROES, 0, SIZE))
+        await eventually(lambda: steps.begun == 1, "it has begun")
+        old.close()
+        (connection,) = serving.service.connections
+        if then == "the end":
+            ending = asyncio.ensure_future(serving.close())
+            await eventually(lambda: connection.closed, "the time of its client is over")
+            steps.allow(1)
+            await ending
+            assert steps.begun == 1
+        else:
+            again = await serving.connected(go(b""))
+            await eventually(lambda: connection.closed, "the time of its client is over")
+            steps.allow(1)
+            assert len(await again.receive(GO_REPLY_BYTES)) == GO_REPLY_BYTES
+            steps.allow(100)
+            await again.send(read(SIZE - 4, 4))
+            assert await again.receive(20) == simple_reply(0) + b"oooo"
+            assert steps.begun == 1
+            again.close()
+            await serving.close()
 
     run(scenario())
 

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import struct
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from nbdserver import zeroing
 from nbdserver.connection import State
 from nbdserver.terms import ReplyStyle, Terms
 from tests.nbdserver.conftest import DISK_BYTES, Run
-from tests.nbdserver.served_file import Gate, ServedFile
+from tests.nbdserver.served_file import Gate, ServedFile, Steps
 from tests.nbdserver.wire import Chunk, chunks, eventually, read, request, simple_reply, write
 
 KIB = 1 << 10
@@ -257,31 +256,6 @@ def test_fast_zero_is_done_where_possible_and_refused_without_a_trace_elsewhere(
         await served.close()
 
     asyncio.run(scenario())
-
-
-class Steps:
-    """Stands in for the writing of zeroes: every step waits to be let through."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun = 0
-        self._allowed = threading.Semaphore(0)
-        self._real = zeroing.write_zeroes
-
-        def unsupported(*_: int) -> None:
-            raise OSError(errno.EOPNOTSUPP, "not here")
-
-        monkeypatch.setattr(zeroing, "fallocate", unsupported)
-        monkeypatch.setattr(zeroing, "write_zeroes", self._write)
-        monkeypatch.setattr(zeroing, "WRITE_STEP_BYTES", MIB)
-
-    def _write(self, descriptor: int, offset: int, length: int) -> None:
-        if length:
-            self.begun += 1
-            assert self._allowed.acquire(timeout=20)
-        self._real(descriptor, offset, length)
-
-    def allow(self, count: int) -> None:
-        self._allowed.release(count)
 
 
 def test_long_zeroing_delays_only_what_touches_it_and_that_in_order(

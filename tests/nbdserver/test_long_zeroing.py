@@ -10,9 +10,11 @@ import pytest
 
 from nbdserver import protocol as nbd
 from nbdserver import zeroing
-from tests.nbdserver.served_file import ServedFile
+from nbdserver.connection import Connection
+from tests.nbdserver.conftest import Run
+from tests.nbdserver.served_file import ServedFile, Steps
 from tests.nbdserver.serving import wait_for
-from tests.nbdserver.wire import eventually, read, request, simple_reply
+from tests.nbdserver.wire import eventually, read, request, simple_reply, write
 
 MIB = 1 << 20
 ZEROES = nbd.NBD_CMD_WRITE_ZEROES
@@ -51,3 +53,35 @@ def test_every_zeroing_that_ends_in_a_batch_frees_its_range(
         await served.close()
 
     asyncio.run(scenario())
+
+
+def test_zeroing_of_a_client_that_is_gone_ends_with_its_step(
+    run: Run, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        steps = Steps(monkeypatch)
+        served = ServedFile(disk)
+        idle: list[Connection] = []
+        gone = served.connections[0]
+        gone.on_idle = idle.append
+        assert await served.ask(write(0, b"o" * 8 * MIB)) == 0
+        other = served.another()
+        await served.client.send(
+            request(ZEROES, 0, 4 * MIB) + request(ZEROES, 4 * MIB, MIB) + request(ZEROES, 0, MIB)
+        )
+        await eventually(lambda: steps.begun == 1, "the first has begun")
+        await other.send(read(3 * MIB, 4, cookie=7))
+        gone.abandon()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert idle == []
+        steps.allow(100)
+        await eventually(lambda: idle == [gone], "its requests are finished")
+        # The two others, one of which had to wait, have not even begun.
+        assert steps.begun == 1
+        assert await other.receive(20) == simple_reply(7) + b"oooo"
+        assert await served.ask(read(MIB - 4, 8), other) == 0
+        assert await other.receive(8) == bytes(4) + b"oooo"
+        await served.close()
+
+    run(scenario())
