@@ -30,6 +30,7 @@ from nbdserver.counters import End, TransmissionCounters
 from nbdserver.errors import ClientError, ClientStalled
 from nbdserver.export import Backend, ExportInfo
 from nbdserver.extended_headers import ExtendedRequestReader
+from nbdserver.file_data import FileFailed
 from nbdserver.limits import Limits
 from nbdserver.replies import ReplyQueue
 from nbdserver.requests import Request
@@ -119,8 +120,7 @@ class Connection(AnsweringHalf):
         )
         self._reader = _READERS[terms.style](export, self._pool, self, terms)
         self._state = State.OPEN
-        self._backend_broke = False
-        self._in_turn = False
+        self._backend_broke = self._in_turn = False
         self._continue_scheduled = self._in_budget_queue = False
         self._watches = self._make_watches()
 
@@ -416,8 +416,7 @@ class Connection(AnsweringHalf):
         return self._replies.sent_bytes if self._budget.contended else object()
 
     def _progress(self) -> object:
-        busy = self.requests_in_flight or self._replies.pieces
-        return object() if busy else self.bytes_received
+        return object() if self.requests_in_flight or self._replies.pieces else self.bytes_received
 
     # Sending.
 
@@ -425,11 +424,14 @@ class Connection(AnsweringHalf):
         try:
             if self._send_queued():
                 self._watches.replies.start()
+        except FileFailed as error:  # after part of its reply, so that no error can be answered
+            log.error("%s: closed: its data cannot be read: %s", self.peer_name, error.strerror)
+            self._close(f"reading failed: {error.strerror}", End.FILE_FAILED)
         except OSError as error:
             self._broke("sending", error)
-            return
-        if self._charged_bytes or self._replies.pieces:
-            self._recharge()
+        else:
+            if self._charged_bytes or self._replies.pieces:
+                self._recharge()
 
     def _on_writable(self) -> None:
         """The socket takes more: the loop's callback."""

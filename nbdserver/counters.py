@@ -53,6 +53,7 @@ class End(Enum):
     VIOLATION = "violations"  # sent bytes that cannot be followed
     STALLED = "stalled"  # held what others need and did not go on
     IDLE = "idle"  # asked nothing for longer than allowed
+    FILE_FAILED = "file_failures"  # data that was promised could not be read
     ABANDONED = "abandoned"  # closed by us: the export is not served any more
     BUG = "bugs"  # our own error; this client paid for it
 
@@ -72,6 +73,7 @@ class TransmissionCounters:
     violations: int = 0
     stalled: int = 0
     idle: int = 0
+    file_failures: int = 0
     abandoned: int = 0
     bugs: int = 0
     # How often each limit was met, by its name; of those that were waited for, how many waits.

@@ -35,6 +35,10 @@ _PROT_NONE: Final = 0
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
+class FileFailed(OSError):
+    """The file itself cannot be read, though the client was promised its data."""
+
+
 class PageCache:
     """Asks what the page cache holds of one open file, by mincore of a mapping that nobody uses.
 
@@ -111,12 +115,15 @@ class FileData:
         self._length -= count
 
     def copied(self) -> memoryview:
-        """The same bytes in a buffer. Raises OSError."""
+        """The same bytes in a buffer. Raises FileFailed."""
         data = memoryview(bytearray(self._length))
         position = 0
         while position < self._length:
-            count = os.preadv(self._descriptor, (data[position:],), self._offset + position)
+            try:
+                count = os.preadv(self._descriptor, (data[position:],), self._offset + position)
+            except OSError as error:
+                raise FileFailed(error.errno, error.strerror) from error
             if not count:
-                raise OSError(errno.EIO, "the file is shorter than when it was opened")
+                raise FileFailed(errno.EIO, "the file is shorter than when it was opened")
             position += count
         return data

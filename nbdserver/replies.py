@@ -9,6 +9,7 @@ Spec: proto.md, "Simple reply message".
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,22 @@ Part = Data | int
 Extents = Sequence[tuple[int, int]]
 
 IOVECS_MAX: Final = 1024
+
+#: What a socket says of itself when it is given a file's data; anything else is the file's.
+_SOCKETS_OWN: Final = frozenset(
+    (
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EPIPE,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+    )
+)
 
 _SUCCESS: Final = SIMPLE_REPLY.pack(NBD_SIMPLE_REPLY_MAGIC, 0, bytes(8))[:8]
 _ZEROES: Final = memoryview(bytes(1 << 20))
@@ -140,7 +157,8 @@ class ReplyQueue:
         self._queued_bytes += len(header) + count
 
     def send_to(self, sock: socket.socket) -> None:
-        """Give the non-blocking `sock` what it takes, one call if it takes all. Raises OSError."""
+        """Give the non-blocking `sock` what it takes, one call if it takes all. Raises OSError, and
+        FileFailed if it is not the socket's."""
         pieces = self.pieces
         while pieces:
             try:
@@ -177,13 +195,25 @@ class ReplyQueue:
         for piece in self.pieces:
             if isinstance(piece, FileData):
                 if not buffers:
-                    return piece.send_to(sock)
+                    return self._send_file(piece, sock)
                 # What follows at once; without it TCP would keep these back for 200 ms.
                 return sock.sendmsg(buffers, (), socket.MSG_MORE)
             if len(buffers) == IOVECS_MAX:
                 break
             buffers.append(piece)
         return sock.sendmsg(buffers)
+
+    def _send_file(self, piece: FileData, sock: socket.socket) -> int:
+        try:
+            return piece.send_to(sock)
+        except OSError as error:
+            if error.errno in _SOCKETS_OWN:
+                raise
+        # Not every file can be sent so, nor always; what it fails to read may still be readable.
+        data = piece.copied()
+        self.pieces[0] = data
+        self._has_data = True
+        return sock.send(data)
 
     def discard(self) -> None:
         """Nobody is there to take anything any more."""

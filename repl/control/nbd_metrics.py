@@ -28,6 +28,7 @@ CONNECTION_ENDS: Final = (
     "violations",
     "stalled",
     "idle",
+    "file_failures",
     "abandoned",
     "bugs",
     "over_limit",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import random
@@ -15,10 +17,13 @@ import pytest
 
 from nbdserver import protocol as nbd
 from nbdserver.chunked_replies import StructuredReplies
+from nbdserver.counters import TransmissionCounters
 from nbdserver.errors import LocalError
-from nbdserver.file_data import FileData, PageCache
+from nbdserver.file_data import FileData, FileFailed, PageCache
 from nbdserver.replies import ReplyQueue
 from nbdserver.requests import Request
+from tests.nbdserver.held_backend import Served
+from tests.nbdserver.wire import read as nbd_read
 
 SIZE_BYTES = 1 << 20
 CONTENT = random.Random(5).randbytes(SIZE_BYTES)
@@ -200,8 +205,83 @@ def test_file_that_was_cut_short_ends_the_connection(
     queue = ReplyQueue()
     queue.add_file(asked(0, SIZE_BYTES), FileData(descriptor, 0, SIZE_BYTES))
     os.truncate(descriptor, 0)
-    with pytest.raises(OSError, match="shorter"):
+    with pytest.raises(FileFailed, match="shorter"):
         queue.send_to(ends[0])
+
+
+class Unsendable(FileData):
+    """A piece that the kernel does not send."""
+
+    number = errno.EINVAL
+
+    def send_to(self, sock: socket.socket) -> int:
+        raise OSError(self.number, "not sent")
+
+
+@pytest.mark.parametrize("queue_type", [ReplyQueue, StructuredReplies])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.ENOMEM])
+def test_what_the_kernel_does_not_send_is_copied(
+    descriptor: int,
+    ends: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    queue_type: type[ReplyQueue],
+    number: int,
+) -> None:
+    near, far = ends
+    monkeypatch.setattr(Unsendable, "number", number)
+    queue = queue_type()
+    queue.add_file(asked(0, SIZE_BYTES), Unsendable(descriptor, 0, SIZE_BYTES))
+    queue.add_data(asked(0, 4), b"data", None)
+    queue.add_file(asked(1, 5), Unsendable(descriptor, 1, 5))
+    found = bytearray()
+    while queue.pieces:
+        queue.send_to(near)
+        found += received(far)
+    assert not queue.unsent_bytes
+    assert found.count(b"cookie_8") == 3
+    assert CONTENT in found and found.endswith(CONTENT[1:6])
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT])
+def test_error_of_the_socket_is_not_the_files(
+    descriptor: int,
+    ends: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    monkeypatch.setattr(Unsendable, "number", number)
+    queue = ReplyQueue()
+    queue.add_file(asked(0, 5), Unsendable(descriptor, 0, 5))
+    with pytest.raises(OSError, match="not sent") as raised:
+        queue.send_to(ends[0])
+    assert not isinstance(raised.value, FileFailed)
+
+
+def test_disk_error_where_data_was_promised_ends_the_client_and_is_the_files(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unreadable(Unsendable):
+        def copied(self) -> memoryview:
+            raise FileFailed(errno.EIO, "the disk is gone")
+
+    async def scenario() -> None:
+        counters = TransmissionCounters()
+        served = Served(counters=counters)
+        await served.client.send(nbd_read(0, 4096))
+        await served.held(1)
+        served.connection.reply_file(served.backend.held[0], Unreadable(-1, 0, 4096))
+        served.connection.send_replies()
+        await served.closed()
+        assert (counters.file_failures, counters.hung_up) == (1, 0)
+        served.assert_ended_once()
+
+    asyncio.run(scenario())
+    assert caplog.messages == ["the client: closed: its data cannot be read: the disk is gone"]
+
+
+def test_file_that_cannot_be_read_is_not_taken_for_the_socket() -> None:
+    with pytest.raises(FileFailed, match="descriptor"):
+        FileData(-1, 0, 5).copied()
 
 
 def test_data_of_another_length_is_our_error(descriptor: int) -> None:
