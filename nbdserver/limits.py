@@ -33,7 +33,7 @@ class Limits:
     # All clients of a server.
     clients: int = _limit(256, 1, 65536, "clients that are served at once")
     handshakes: int = _limit(128, 1, 65536, "clients in the middle of their handshake at once")
-    held: int = _limit(256, 0, 65536, "clients that wait until their export may be served")
+    held: int = _limit(256, 1, 65536, "clients that wait until their export may be served")
     total_bytes: int = _limit(
         256 << 20, 64 << 20, 1 << 40, "payloads, reads and unsent replies of all clients together"
     )

@@ -32,6 +32,7 @@ def test_value_is_read_with_its_unit(name: str, text: str, value: float) -> None
     [
         ("clientz", "1", "no limit 'clientz'; there are: clients, "),
         ("clients", "0", "clients must be 1 to 65536"),
+        ("held", "0", "held must be 1 to 65536"),
         ("clients", "2.5", "clients must be a whole number, not '2.5'"),
         ("clients", "1KiB", "whole number"),
         ("clients", "-1", "whole number"),
@@ -50,7 +51,12 @@ def test_value_that_cannot_be_is_refused_with_what_can(name: str, text: str, wor
 
 
 def test_no_limit_can_be_made_that_would_stop_every_request() -> None:
-    for change in ({"in_flight_bytes": 1 << 20}, {"in_flight_requests": 0}, {"buffer_bytes": 1}):
+    for change in (
+        {"in_flight_bytes": 1 << 20},
+        {"in_flight_requests": 0},
+        {"buffer_bytes": 1},
+        {"held": 0},
+    ):
         with pytest.raises(LimitInvalid):
             limits.make(change)
         with pytest.raises(LimitInvalid):

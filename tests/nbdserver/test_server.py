@@ -237,6 +237,8 @@ def test_held_clients_do_not_use_up_the_handshakes(run: Run, tmp_path: Path) -> 
         fourth = await front.client()
         assert await fourth.read_to_end() == b""
         assert front.server.counters.over_limit == 2
+        met = front.server.counters.limits
+        assert (met["held"], met["handshakes"]) == (1, 1)
         for client in (*held, third, fourth):
             client.close()
         await front.stop()
