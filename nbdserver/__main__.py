@@ -133,7 +133,8 @@ def open_listeners(service: FileService, settings: Settings) -> list[socket.sock
 def _after_no_listener(error: ListenError) -> tuple[str, int]:
     """What to do about it, and the exit status."""
     if error.address == INHERITED:
-        return "pass sockets that listen (ListenStream=, Accept=no), or name one", EXIT_CANNOT_SERVE
+        next_step = "pass sockets that listen (ListenStream= a path or an address, Accept=no)"
+        return f"{next_step}, or name one", EXIT_CANNOT_SERVE
     cause = error.__cause__
     number = cause.errno if isinstance(cause, OSError) else None
     if isinstance(cause, socket.gaierror) or number == errno.EADDRNOTAVAIL:

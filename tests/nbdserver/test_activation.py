@@ -73,3 +73,19 @@ def test_connected_socket_is_refused_with_what_to_change(first_descriptor: int) 
         os.dup2(one.fileno(), first_descriptor)
         with pytest.raises(ListenError, match="Accept=no"):
             inherited_sockets(environment(1))
+
+
+def test_socket_of_another_family_is_refused_in_words(first_descriptor: int) -> None:
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except OSError:
+        pytest.skip("this kernel has no vsock")
+    with sock:
+        try:
+            sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+            sock.listen()
+        except OSError:
+            pytest.skip("no vsock can listen here")
+        os.dup2(sock.fileno(), first_descriptor)
+        with pytest.raises(ListenError, match="another kind than Unix, IPv4 or IPv6"):
+            inherited_sockets(environment(1))
