@@ -52,6 +52,11 @@ def problem_of(files: TlsServerFiles) -> str:
         except OSError as error:
             return f"{path}: {error.strerror}"
     try:
+        if files.authority:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(files.authority)
+    except OSError:
+        return f"{files.authority} holds no certificate in PEM form"
+    try:
         server_context(files)
     except OSError as error:
         return f"{files.certificate} and {files.key} cannot be used: {reason_of(error)}"

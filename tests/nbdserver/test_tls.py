@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 
 from nbdserver import protocol as nbd
 from nbdserver.protocol import Option, Reply
+from nbdserver.tls import TlsServerFiles, problem_of
 from tests.certificates import expire, make_certificates, make_client, server_folder
 from tests.nbdserver.conftest import DISK_BYTES
 from tests.nbdserver.serving import ServerProcess, wait_for
@@ -353,6 +355,18 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_file_that_does_not_fit_is_the_one_that_is_named(tmp_path: Path, pki: Pki) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("no certificate")
+    certificate, key_file = (str(pki.server / f"server-{part}.pem") for part in ("cert", "key"))
+    files = TlsServerFiles(certificate, key_file, str(pki.ca))
+    assert problem_of(files) == ""
+    authority = dataclasses.replace(files, authority=str(bad))
+    assert problem_of(authority) == f"{bad} holds no certificate in PEM form"
+    key = dataclasses.replace(files, key=str(bad))
+    assert problem_of(key).startswith(f"{files.certificate} and {bad} cannot be used: ")
 
 
 def test_renewed_certificate_is_used_without_a_restart(
