@@ -96,7 +96,7 @@ class Settings:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT, [IPV6]:PORT, :PORT or HOST as (host, port). Raises ArgumentTypeError."""
+    """HOST:PORT, [IPV6]:PORT or HOST as (host, port). Raises ArgumentTypeError."""
     if text.isdecimal():
         raise argparse.ArgumentTypeError(
             f"{text} is no host; its port {text}, for this machine alone, is 127.0.0.1:{text}"
@@ -109,6 +109,11 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or text.endswith("]"):
         host, port = text, str(NBD_DEFAULT_PORT)
     host = host.removeprefix("[").removesuffix("]")
+    if not host:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no host: 127.0.0.1 is this machine alone, 0.0.0.0 every IPv4 address "
+            "of it, [::] every IPv6 address"
+        )
     if not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{port!r} is not a port, a number from 0 to 65535")
     return host, int(port)
