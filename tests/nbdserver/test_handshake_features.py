@@ -26,6 +26,7 @@ from tests.nbdserver.wire import (
 CONTEXTS = ("base:allocation", "x-repl:out-of-sync:beta", "x-repl:out-of-sync:gamma")
 EXPORT = ExportInfo("vol", 12345, contexts=CONTEXTS)
 PLAIN = ExportInfo("plain", 512)
+SECOND = ExportInfo("second", 512, contexts=CONTEXTS)
 
 SR = option(Option.STRUCTURED_REPLY)
 EXT = option(Option.EXTENDED_HEADERS)
@@ -34,7 +35,7 @@ ReplySeen = tuple[int, bytes]
 
 
 class Driver:
-    """Answers a handshake as a server with two exports would."""
+    """Answers a handshake as a server with three exports would."""
 
     def __init__(self) -> None:
         self.handshake = Handshake()
@@ -50,7 +51,8 @@ class Driver:
         self.handshake.receive_data(data)
         while event := self.handshake.next_event():
             if isinstance(event, ExportAsked):
-                found = {"": EXPORT, "vol": EXPORT, "plain": PLAIN}.get(event.name)
+                exports = {"": EXPORT, "vol": EXPORT, "plain": PLAIN, "second": SECOND}
+                found = exports.get(event.name)
                 if found is not None:
                     self.handshake.found(found)
                 else:
@@ -239,9 +241,10 @@ def test_listing_leaves_the_selection_alone() -> None:
 
 
 def test_selection_counts_only_for_the_export_it_named() -> None:
-    driver = Driver()
-    driver.send(SR, set_contexts(b"vol", b"base:allocation"))
-    assert driver.terms(b"plain").contexts == ()
+    for name in (b"plain", b"second"):
+        driver = Driver()
+        driver.send(SR, set_contexts(b"vol", b"base:allocation"))
+        assert driver.terms(name).contexts == ()
     other = Driver()
     other.send(SR, set_contexts(b"", b"base:allocation"))
     assert other.terms(b"").contexts == ("base:allocation",)
