@@ -173,6 +173,27 @@ def test_flush_on_one_connection_covers_writes_on_another(
     assert synced == [b"data"]
 
 
+@pytest.mark.parametrize("length", [1, MIB + 1], ids=["in the turn", "in a thread"])
+def test_write_with_fua_is_durable_before_its_answer(
+    monkeypatch: pytest.MonkeyPatch, disk: Path, length: int
+) -> None:
+    gate = Gate(os.fdatasync)
+    monkeypatch.setattr(os, "fdatasync", gate)
+
+    async def scenario() -> None:
+        served = ServedFile(disk)
+        await served.client.send(write(0, b"x" * length, flags=FUA, cookie=1))
+        await eventually(lambda: gate.begun == 1, "it is synced")
+        assert disk.read_bytes()[:length] == b"x" * length
+        await served.client.send(write(length, b"y", cookie=2))
+        assert await served.client.reply() == (0, 2)
+        gate.open()
+        assert await served.client.reply() == (0, 1)
+        await served.close()
+
+    asyncio.run(scenario())
+
+
 def test_failed_sync_is_never_followed_by_success(
     monkeypatch: pytest.MonkeyPatch, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

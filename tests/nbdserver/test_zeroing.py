@@ -136,12 +136,20 @@ def test_trim_of_a_device_leaves_the_edges_alone(descriptor: int) -> None:
     assert os.pread(descriptor, SIZE, 0) == expected(4096, 4096)
 
 
-@pytest.mark.parametrize(("may_punch", "modes"), [(True, [0x03, 0x11]), (False, [0x11])])
+@pytest.mark.parametrize(
+    ("may_punch", "device", "modes"),
+    [
+        (True, False, [0x03, 0x11]),
+        (False, False, [0x11]),
+        (True, True, [0x03]),
+        (False, True, []),
+    ],
+)
 def test_fast_zeroing_that_is_not_possible_says_so_and_changes_nothing(
-    modes_asked: list[int], descriptor: int, may_punch: bool, modes: list[int]
+    modes_asked: list[int], descriptor: int, may_punch: bool, device: bool, modes: list[int]
 ) -> None:
     with pytest.raises(OSError, match="fast") as raised:
-        zero(descriptor, 100, SIZE - 200, Aim.FAST_ZEROES, may_punch=may_punch)
+        zero(descriptor, 100, SIZE - 200, Aim.FAST_ZEROES, may_punch=may_punch, device=device)
     assert raised.value.errno == errno.ENOTSUP
     assert os.pread(descriptor, SIZE, 0) == b"\xaa" * SIZE
     assert modes_asked == modes
