@@ -79,6 +79,7 @@ class Guardian:
         self._record = Record(order.volume, way.name, me, order.made_by, Phase.ATTACHING)
         self._asked_to_end = asyncio.Event()
         self._asked_to_cut = asyncio.Event()
+        self._is_cut_off = False
 
     async def run(self) -> int:
         """Attach, announce the device, and guard it; return the exit status.
@@ -221,7 +222,7 @@ class Guardian:
                 if self._way.relayed and self._carrier.client_gone.is_set():
                     return await self._cut_off(device, f"{self._way.name} ended")
                 if not self._in_use(device):
-                    return await self._give_back(device)
+                    return await self._give_back(device, keeping)
                 # Asked to end while somebody uses it: that one is waited for.
                 del waits["end"]
                 waits["end"] = asyncio.create_task(asyncio.sleep(IN_USE_LOOK_S, True))
@@ -235,15 +236,19 @@ class Guardian:
             return True
         return self._machine.is_claimed(str(device))
 
-    async def _give_back(self, device: Path) -> int:
+    async def _give_back(self, device: Path, keeping: asyncio.Task[None]) -> int:
+        """Give the device back, however often that takes; it is still guarded meanwhile.
+
+        A process that has it open may wait for an answer, and would for ever if the daemon is gone.
+        """
         self._save(replace(self._record, phase=Phase.ENDING))
         cut = asyncio.create_task(self._asked_to_cut.wait())
         try:
             while True:
                 giving = asyncio.create_task(asyncio.to_thread(self._way.detach, device))
-                await asyncio.wait([giving, cut], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([giving, cut, keeping], return_when=asyncio.FIRST_COMPLETED)
                 if not giving.done():
-                    return await self._cut_off_giving(device, giving)
+                    return await self._cut_off_giving(device, giving, keeping)
                 try:
                     giving.result()
                     break
@@ -255,10 +260,16 @@ class Guardian:
         _log.info("%s was detached from %s.", self._order.volume, device)
         return 0
 
-    async def _cut_off_giving(self, device: Path, giving: asyncio.Task[None]) -> int:
+    async def _cut_off_giving(
+        self, device: Path, giving: asyncio.Task[None], keeping: asyncio.Task[None]
+    ) -> int:
         """Cut off a device that waits to be written out: a thread cannot be stopped, but what it
         waits for can."""
-        status = await self._cut_off(device, "an operator cut it off")
+        reason = "an operator cut it off"
+        if keeping.done():
+            keeping.result()
+            reason = self._lifeline.reason
+        status = await self._cut_off(device, reason)
         try:
             await giving
         except (OSError, ReplError) as error:
@@ -267,6 +278,7 @@ class Guardian:
 
     async def _cut_off(self, device: Path, reason: str) -> int:
         volume = self._order.volume
+        self._is_cut_off = True
         self._save(replace(self._record, phase=Phase.ENDING, frozen=reason))
         _log.error("%s is cut off from %s: %s.", volume, device, reason)
         self._carrier.drop_client()
@@ -275,7 +287,7 @@ class Guardian:
 
     def _changed(self) -> None:
         """Keep in the record whether requests flow; log each change once."""
-        if self._record.phase is Phase.ENDING or self._lifeline.reason == self._record.frozen:
+        if self._is_cut_off or self._lifeline.reason == self._record.frozen:
             return
         if self._lifeline.connected:
             _log.info("%s goes on: the daemon serves it again.", self._order.volume)

@@ -288,7 +288,8 @@ def test_bug_in_the_guardian_leaves_no_device_unguarded(guarded: Guarded) -> Non
     assert guarded.diary == ["attach", "cut off"]
 
 
-def test_device_that_waits_to_be_written_out_can_be_cut_off(guarded: Guarded) -> None:
+def waits_until_cut_off(guarded: Guarded) -> threading.Event:
+    """Let the giving back wait until the device is cut off; return what tells that it has begun."""
     answered, begun = threading.Event(), threading.Event()
 
     def detach(device: Path) -> None:
@@ -302,6 +303,11 @@ def test_device_that_waits_to_be_written_out_can_be_cut_off(guarded: Guarded) ->
         answered.set()
 
     guarded.way.detach, guarded.way.cut_off = detach, cut_off  # type: ignore[method-assign]
+    return begun
+
+
+def test_device_that_waits_to_be_written_out_can_be_cut_off(guarded: Guarded) -> None:
+    begun = waits_until_cut_off(guarded)
 
     async def story() -> None:
         await guarded.until(Phase.ATTACHED)
@@ -312,3 +318,60 @@ def test_device_that_waits_to_be_written_out_can_be_cut_off(guarded: Guarded) ->
     status = asyncio.run(run(guarded, guarded.guardian(), story()))
     assert status == CUT_OFF_EXIT_STATUS
     assert guarded.diary == ["attach", "detach", "cut off"]
+
+
+@pytest.mark.parametrize("cause", ["gone", "taken over"])
+def test_device_that_is_being_given_back_is_cut_off_when_it_is_dead(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, cause: str
+) -> None:
+    """A process still has it open, and its requests would wait for ever."""
+    begun = waits_until_cut_off(guarded)
+
+    async def story() -> None:
+        await guarded.until(Phase.ATTACHED)
+        send(signal.SIGTERM)
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
+        if cause == "gone":
+            await guarded.server.stop()
+        else:
+            guarded.daemon.entries = [Generation(2, OTHER), *guarded.daemon.entries]
+            guarded.server.drop()
+
+    status = asyncio.run(run(guarded, guarded.guardian(), story()))
+    assert status == CUT_OFF_EXIT_STATUS
+    assert guarded.diary == ["attach", "detach", "cut off"]
+    reason = "nothing answers" if cause == "gone" else "another node has been primary"
+    assert reason in caplog.text
+
+
+def test_device_that_is_being_given_back_waits_for_a_daemon_that_comes_back(
+    guarded: Guarded,
+) -> None:
+    answered, begun = threading.Event(), threading.Event()
+
+    def detach(device: Path) -> None:
+        guarded.diary.note("detach")
+        begun.set()
+        assert answered.wait(DEADLINE_S)
+
+    guarded.way.detach = detach  # type: ignore[method-assign]
+
+    def frozen() -> str:
+        record = guarded.folder.load()
+        assert record is not None and record.phase is Phase.ENDING
+        return record.frozen
+
+    async def story() -> None:
+        await guarded.until(Phase.ATTACHED)
+        send(signal.SIGTERM)
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
+        await guarded.server.stop()
+        while not frozen():
+            await asyncio.sleep(0.01)
+        await guarded.server.start()
+        while frozen():
+            await asyncio.sleep(0.01)
+        answered.set()
+
+    assert asyncio.run(run(guarded, guarded.guardian(5.0), story())) == 0
+    assert guarded.diary == ["attach", "detach"]
