@@ -41,6 +41,10 @@ ATTACH_TIMEOUT_S: Final = 60.0
 #: For a guardian to end: it flushes the device first.
 END_TIMEOUT_S: Final = 40.0
 CUT_TIMEOUT_S: Final = 20.0
+#: For a device that is being given back to be gone, before a command that wants it says so.
+GIVEN_BACK_TIMEOUT_S: Final = 5.0
+#: The same while others have it open: udev does, but only for a moment.
+HELD_TIMEOUT_S: Final = 0.5
 POLL_PAUSE_S: Final = 0.05
 ANSWER_BYTES_MAX: Final = 64 << 10
 
@@ -206,7 +210,7 @@ class Attachments:
         address: where its export is, the path of a Unix socket or `HOST:PORT`.
         way: the name of the way to take; the best there is if none is named.
         """
-        self._wait_for_transitions(volume)
+        self.await_settled(volume)
         self.clear_leftovers(volume)
         found = self.find(volume)
         if found is not None:
@@ -235,6 +239,9 @@ class Attachments:
 
     def detach(self, volume: str, *, force: bool = False) -> None:
         """End the volume's attachment. Raises ReplError, and then it is as it was.
+
+        Unless it raises TimedOut: then the device is given back as soon as nothing holds it, and
+        `await_settled` refuses what would use it until then.
 
         force: cut it off, whoever uses it and whether or not its requests are answered.
         """
@@ -294,14 +301,22 @@ class Attachments:
         self.clear_leftovers(volume, force=force)
         return True
 
-    def _wait_for_transitions(self, volume: str) -> None:
-        """Wait while a guardian is between two states: its command has been killed."""
-        deadline_s = time.monotonic() + END_TIMEOUT_S
+    def await_settled(self, volume: str) -> None:
+        """Wait while a guardian is between two states: its command has been killed, or timed out.
+
+        Raises Refused (ATTACH_BUSY) for a device that is being given back and is not gone soon.
+        """
+        began_s = time.monotonic()
         while True:
             record = Folder(self._run, volume).load()
             if record is None or record.phase is Phase.ATTACHED or not record.guardian.alive:
                 return
-            if time.monotonic() > deadline_s:
+            waited_s = time.monotonic() - began_s
+            if record.phase is Phase.ENDING:
+                holders = self._holders(record)
+                if waited_s > (HELD_TIMEOUT_S if holders else GIVEN_BACK_TIMEOUT_S):
+                    raise still_detaching(record, holders)
+            elif waited_s > END_TIMEOUT_S:
                 raise self._too_late(record)
             time.sleep(POLL_PAUSE_S)
 
@@ -313,7 +328,7 @@ class Attachments:
             time.sleep(POLL_PAUSE_S)
 
     def _too_late(self, record: Record) -> TimedOut:
-        holders = self._machine.holders([record.device]) if record.device else []
+        holders = self._holders(record)
         return TimedOut(
             f"{record.volume} is still attached.",
             f"these processes use {record.device}: {', '.join(holders)}"
@@ -321,6 +336,14 @@ class Attachments:
             else "its guardian did not end; it may wait for the daemon",
             f"it ends by itself, or:  replctl detach {record.volume} --force",
         )
+
+    def _holders(self, record: Record) -> list[str]:
+        """Return who uses the device besides its guardian, as `Machine.holders` does."""
+        if not record.device:
+            return []
+        own = f"{record.guardian.pid} ("
+        found = self._machine.holders([record.device])
+        return [holder for holder in found if not holder.startswith(own)]
 
     def _answer_of(self, started: Started, volume: str) -> str:
         """Return the device that a guardian announces. Raises its error, or TimedOut."""
@@ -360,6 +383,23 @@ def not_primary(volume: str, role: str, command: str) -> Refused:
         "another node may be using it, and this copy may be older",
         f"make this node the primary:  {command}",
         code="NOT_PRIMARY",
+    )
+
+
+def still_detaching(record: Record, holders: list[str]) -> Refused:
+    """Return the refusal of what would use a device that is being given back."""
+    why = "its guardian writes out what is not written yet"
+    if holders:
+        why = f"these processes use {record.device}: {', '.join(holders[:8])}"
+    elif record.frozen:
+        why = f"its requests wait: {record.frozen}"
+    volume = record.volume
+    return Refused(
+        f"{volume} is still being detached.",
+        why,
+        f"{'end them' if holders else 'wait'}, then run the command again   "
+        f"(or give up what is not written yet:  replctl detach {volume} --force)",
+        code="ATTACH_BUSY",
     )
 
 

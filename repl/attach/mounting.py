@@ -100,6 +100,7 @@ class Mounting:
             self._directory_locked(wish.directory),
             self._undoing() as undo,
         ):
+            self._attachments.await_settled(wish.volume)
             self._attachments.clear_leftovers(wish.volume)
             self._check_not_mounted(wish.volume)
             directory = self._check_directory(wish.directory)

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,20 +187,65 @@ def test_guardian_that_is_held_is_ended_in_time(
     assert here.ended_by() == "SIGUSR1"
 
 
-def test_attaching_waits_for_a_guardian_that_is_about_to_end(
-    here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def being_given_back(here: Here) -> subprocess.Popen[bytes]:
+    """Start a guardian that gives its device back."""
     here.told |= {"phase": "ending"}
     here.folder.make()
-    first = here.start({"run": str(here.run), "volume": "r0", "made_by": "attach"})
+    guardian = here.start({"run": str(here.run), "volume": "r0", "made_by": "attach"})
+    wait_for(here.folder.load, what="the stand-in has its record")
+    here.told |= {"phase": "attached"}
+    return guardian
+
+
+def test_attaching_waits_for_a_guardian_that_is_about_to_end(here: Here) -> None:
+    first = being_given_back(here)
+    threading.Timer(0.3, first.terminate).start()
+    assert here.attachments.attach("r0", WHERE, "attach").new
+
+
+def test_device_that_is_being_given_back_and_held_is_refused_at_once(here: Here) -> None:
+    guardian = being_given_back(here)
+    here.machine.held_by = [f"{guardian.pid} (python)", "77 (dd)"]
+    began_s = time.monotonic()
+    with pytest.raises(Refused, match="r0 is still being detached") as refused:
+        here.attachments.attach("r0", WHERE, "attach")
+    assert time.monotonic() - began_s < attaching.GIVEN_BACK_TIMEOUT_S
+    assert refused.value.code == "ATTACH_BUSY"
+    assert refused.value.why == f"these processes use {DEVICE}: 77 (dd)"
+    assert "end them, then" in refused.value.next_step
+    assert "replctl detach r0 --force" in refused.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("frozen", "why"),
+    [("", "its guardian writes out"), ("no repld", "its requests wait: no repld")],
+)
+def test_device_that_is_given_back_slowly_is_refused_soon(
+    here: Here, monkeypatch: pytest.MonkeyPatch, frozen: str, why: str
+) -> None:
+    guardian = being_given_back(here)
+    # The guardian itself has the device open while it writes it out.
+    here.machine.held_by = [f"{guardian.pid} (python)"]
+    record = here.folder.load()
+    assert record is not None
+    here.folder.save(replace(record, frozen=frozen))
+    monkeypatch.setattr(attaching, "GIVEN_BACK_TIMEOUT_S", 0.2)
+    with pytest.raises(Refused, match="still being detached") as refused:
+        here.attachments.attach("r0", WHERE, "attach")
+    assert refused.value.why.startswith(why)
+    assert refused.value.next_step.startswith("wait, then")
+
+
+def test_attaching_that_was_killed_is_waited_for(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.told |= {"phase": "attaching"}
+    here.folder.make()
+    here.start({"run": str(here.run), "volume": "r0", "made_by": "attach"})
     wait_for(here.folder.load, what="the stand-in has its record")
     monkeypatch.setattr(attaching, "END_TIMEOUT_S", 0.2)
-    with pytest.raises(TimedOut, match="still attached"):
+    with pytest.raises(TimedOut):
         here.attachments.attach("r0", WHERE, "attach")
-    monkeypatch.undo()
-    first.terminate()
-    here.told |= {"phase": "attached"}
-    assert here.attachments.attach("r0", WHERE, "attach").new
 
 
 def test_detaching_that_takes_too_long_names_who_holds_it(

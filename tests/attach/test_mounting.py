@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from repl.attach.attaching import Attachment, Leftover
 from repl.attach.machine import Ran
 from repl.attach.mounting import Mounting, check_options
 from repl.attach.mounts import Mount
+from repl.attach.processes import ProcessId
+from repl.attach.record import Folder, Phase, Record
 from repl.errors import Refused, ReplError, UsageError
 from tests.attach.fakes import (
     DEVICE,
@@ -122,6 +125,17 @@ def test_frozen_device_is_not_mounted(stage: Stage) -> None:
     stage.volumes.current = "primary"
     stage.attachments.current = Attachment("r0", DEVICE, "fake", "attach", "it is secondary")
     assert stage.refused("ATTACH_FROZEN").why == "it is secondary"
+
+
+def test_device_that_is_being_given_back_is_refused_before_the_promotion(stage: Stage) -> None:
+    folder = Folder(stage.run, "r0")
+    folder.make()
+    # The guardian must be another process that lives.
+    record = Record("r0", "fake", ProcessId.of(os.getppid()), "mount", Phase.ENDING, DEVICE)
+    folder.save(record)
+    stage.machine.held_by = ["77 (dd)"]
+    assert "77 (dd)" in stage.refused("ATTACH_BUSY", promote=True).why
+    assert stage.diary == []
 
 
 def test_missing_maker_is_named_before_anything_is_done(stage: Stage) -> None:

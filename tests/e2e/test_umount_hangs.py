@@ -23,6 +23,19 @@ from tests.attached import (
 )
 from tests.daemon import Node, wait_for
 
+#: Opens a device, reads of it when it is told to, and says how that ended.
+READER = """
+import errno, os, sys
+device = os.open(sys.argv[1], os.O_RDONLY)
+print("open", flush=True)
+sys.stdin.readline()
+try:
+    os.pread(device, 4096, 48 << 20)
+    print("read")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
 
 @contextlib.contextmanager
 def stopped(node: Node) -> Iterator[None]:
@@ -79,6 +92,11 @@ def test_hanging_umount_is_ended_by_force(interrupted: bool) -> None:
         wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
 
 
+def ending(node: Node) -> bool:
+    record = Folder(node.folder, "r0").load()
+    return record is not None and record.phase is Phase.ENDING
+
+
 def test_hanging_detach_is_ended_by_force() -> None:
     with attaching_pair() as pair:
         alpha = pair.alpha
@@ -91,14 +109,33 @@ def test_hanging_detach_is_ended_by_force() -> None:
             Path(device).write_bytes(os.urandom(1 << 16))
             detach = [*command, "detach", "r0"]
             with subprocess.Popen(detach, stderr=subprocess.PIPE, text=True) as detaching:
-                folder = Folder(alpha.folder, "r0")
-
-                def ending() -> bool:
-                    record = folder.load()
-                    return record is not None and record.phase is Phase.ENDING
-
-                wait_for(ending, what="the guardian writes the device out")
+                wait_for(lambda: ending(alpha), what="the guardian writes the device out")
                 done = alpha.ctl("detach", "r0", "--force")
                 assert done.returncode == 0, done.stderr
                 detaching.communicate(timeout=30)
+        wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
+
+
+def test_device_that_is_open_while_it_is_detached_is_cut_off_with_its_daemon() -> None:
+    with attaching_pair() as pair:
+        alpha = pair.alpha
+        pair.start_in_sync(primary=alpha)
+        device = alpha.ctl_ok("attach", "r0", *BY_NBDFUSE).strip()
+        traces = traces_of(alpha)
+        command = [sys.executable, "-m", "repl.cli.main", "--socket", str(alpha.control)]
+        with subprocess.Popen(
+            [sys.executable, "-c", READER, device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as reader:
+            assert reader.stdout is not None and reader.stdout.readline() == "open\n"
+            with subprocess.Popen([*command, "detach", "r0"]) as detaching:
+                wait_for(lambda: ending(alpha), what="the guardian gives the device back")
+                detaching.send_signal(signal.SIGINT)
+            refused = refusal(alpha, "attach", "r0")
+            assert refused["code"] == "ATTACH_BUSY" and f"{reader.pid} (" in refused["why"]
+            alpha.kill()
+            said, _ = reader.communicate("read\n", timeout=GONE_DEADLINE_S)
+            assert said == "EIO\n"
         wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
