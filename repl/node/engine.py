@@ -106,6 +106,8 @@ class Engine:
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
         self._shown: tuple[object, ...] = ()
+        #: A promotion that waits is given up when one more was ordered.
+        self.demotions_ordered = 0
         self.slow_turns = 0
         self.turns = 0
         self.closed = False

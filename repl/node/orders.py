@@ -39,12 +39,18 @@ async def promote(engine: Engine, args: Args) -> Verdict:
     )
     # A node that hangs accepts connections: only the end of its time tells that nobody answers.
     patience_s = engine.volume.timeouts.peer_timeout_s + HANDSHAKE_MARGIN_S
-    verdict = await insist(lambda answer: engine.promote(request, answer), patience_s)
+    before = engine.demotions_ordered
+    verdict = await insist(
+        lambda answer: engine.promote(request, answer),
+        patience_s,
+        lambda: engine.demotions_ordered == before,
+    )
     return settled(f"Cannot promote {here(engine)}", verdict)
 
 
 async def demote(engine: Engine, args: Args) -> Verdict:
     """Make this node secondary; `drop_clients`, or nobody may hold the export."""
+    engine.demotions_ordered += 1
     drop_clients = bool(args.get("drop_clients"))
     names = engine.client_names
     if names and not drop_clients and engine.volume.is_primary:
@@ -130,14 +136,23 @@ async def ask(question: Callable[[Answer], None]) -> Verdict:
     return await answered
 
 
-async def insist(question: Callable[[Answer], None], patience_s: float = 0.0) -> Verdict:
-    """Ask again as long as the refusal is one that passes by itself, for `patience_s` at least."""
+async def insist(
+    question: Callable[[Answer], None],
+    patience_s: float = 0.0,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Verdict:
+    """Ask again as long as the refusal is one that passes by itself, for `patience_s` at least.
+
+    wanted: whether the order stands still; whoever gave it may have been told to undo it.
+    """
     deadline_s = time.monotonic() + max(TRANSIENT_WAIT_S, patience_s)
     while True:
         verdict = await ask(question)
         if verdict.ok or verdict.code not in TRANSIENT_CODES or time.monotonic() > deadline_s:
             return verdict
         await asyncio.sleep(TRANSIENT_STEP_S)
+        if not wanted():
+            return verdict
 
 
 def settled(what: str, verdict: Verdict) -> Verdict:

@@ -51,6 +51,7 @@ class EngineWithAnswers:
     def __init__(self, *verdicts: Verdict, clients: tuple[str, ...] = ()) -> None:
         self.volume = CoreWithAnswers(list(verdicts))
         self.client_names = list(clients)
+        self.demotions_ordered = 0
 
     def _next(self) -> Verdict:
         verdicts = self.volume.verdicts
@@ -97,6 +98,24 @@ def test_a_promotion_outlasts_a_handshake_that_nobody_answers(
     greeting = refused("PROMOTE_HANDSHAKE", "the handshake with beta goes on")
     engine = EngineWithAnswers(*[greeting] * 20, granted("done"))
     assert carried_out("promote", engine, peer_dead="beta").reason == "done"
+
+
+def test_a_promotion_that_waits_is_given_up_when_a_demotion_is_ordered() -> None:
+    """`replctl mount --promote` that was interrupted orders one, and ends."""
+    engine = EngineWithAnswers(BUSY)
+
+    async def interrupted() -> None:
+        waiting = asyncio.create_task(orders.promote(cast(Engine, engine), {}))
+        while not engine.volume.asked:
+            await asyncio.sleep(0)
+        engine.volume.verdicts = [granted("it was not primary")]
+        assert (await orders.demote(cast(Engine, engine), {})).ok
+        engine.volume.verdicts = [granted("promoted")]
+        with pytest.raises(Refused) as caught:
+            await waiting
+        assert caught.value.code == "VOLUME_BUSY"
+
+    asyncio.run(interrupted())
 
 
 @pytest.mark.parametrize("verb", ORDERS)
