@@ -213,6 +213,17 @@ def broken_promises(folder: Path, promises: dict[str, str]) -> list[str]:
     return broken
 
 
+@contextlib.contextmanager
+def stopped(node: Node) -> Iterator[None]:
+    """Let the daemon and its workers answer nothing."""
+    assert node.process is not None
+    os.killpg(node.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(node.process.pid, signal.SIGCONT)
+
+
 def refusal(node: Node, *arguments: str) -> dict[str, str]:
     """Run `replctl`, which must refuse with status 5; return the error."""
     done = node.ctl("--json", *arguments)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from repl.errors import Refused, ReplError, UsageError
 #: Options that make of mount(8) something else than the mounting of a device.
 FORBIDDEN_OPTIONS = frozenset({"remount", "bind", "rbind", "move", "loop"})
 UNDO_TIMEOUT_S = 30.0
+POLL_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +175,30 @@ class Mounting:
         if role == "primary":
             return False
         undo.append(lambda: self._undo_promotion(wish.volume))
-        self._volumes.promote(wish.volume, wish.peer_dead)
+        try:
+            self._volumes.promote(wish.volume, wish.peer_dead)
+        except Refused:
+            # This command has promoted nothing, and what others do meanwhile is theirs.
+            undo.pop()
+            raise
         return True
 
     def _undo_promotion(self, volume: str) -> None:
-        if self._volumes.role(volume) == "primary":
-            self._volumes.demote(volume)
+        """Demote the volume, whatever its role is: the order to promote it may be under way."""
+        deadline_s = time.monotonic() + UNDO_TIMEOUT_S
+        while True:
+            left_s = deadline_s - time.monotonic()
+            try:
+                self._volumes.demote(volume, max(left_s, POLL_PAUSE_S))
+                return
+            except ReplError as error:
+                if error.code != "VOLUME_BUSY" or left_s <= 0:
+                    raise ReplError(
+                        f"{volume} may be primary on this node ({error.what.rstrip('.')}: "
+                        f"{error.why}): replctl demote {volume}",
+                        code=error.code,
+                    ) from error
+            time.sleep(POLL_PAUSE_S)
 
     def _attached(self, wish: Wish, undo: Undo) -> Attachment:
         before = self._attachments.find(wish.volume)

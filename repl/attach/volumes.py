@@ -24,7 +24,12 @@ class Volumes(Protocol):
 
     def promote(self, volume: str, peer_dead: str | None) -> None: ...
 
-    def demote(self, volume: str) -> None: ...
+    def demote(self, volume: str, timeout_s: float = ...) -> None:
+        """Make this node a secondary of the volume; nothing happens if it is one.
+
+        timeout_s: how long the daemon may say nothing.
+        """
+        ...
 
     def address(self, volume: str) -> str:
         """Return where this node reaches the export: a Unix socket's path, or `HOST:PORT`."""

@@ -80,10 +80,16 @@ class Client:
         """Return both sides of the volume's split-brain, or that there is none."""
         return self._request("GET", f"/v1/volumes/{quote(name)}/splitbrain")
 
-    def act(self, name: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def act(
+        self,
+        name: str,
+        verb: str,
+        arguments: dict[str, Any],
+        timeout_s: float = ACTION_TIMEOUT_S,
+    ) -> dict[str, Any]:
         """Carry out `verb` on the volume and return the daemon's reply."""
         path = f"/v1/volumes/{quote(name)}/{verb}"
-        return self._request("POST", path, arguments, timeout_s=ACTION_TIMEOUT_S)
+        return self._request("POST", path, arguments, timeout_s=timeout_s)
 
     def events(
         self, after: int | None, volume: str | None, *, follow: bool

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from repl.attach.history import Generation, Lineage
-from repl.cli.client import Client
+from repl.cli.client import ACTION_TIMEOUT_S, Client
 from repl.cli.snapshot import read_node, read_volume
 from repl.errors import Refused, ReplError, from_json
 
@@ -49,11 +49,11 @@ class DaemonVolumes:
         arguments = {"peer_dead": peer_dead, "lose_data": False, "accept_half_copied": False}
         self._client.act(volume, "promote", arguments)
 
-    def demote(self, volume: str) -> None:
+    def demote(self, volume: str, timeout_s: float = ACTION_TIMEOUT_S) -> None:
         deadline_s = time.monotonic() + CLIENT_LEAVES_S
         while True:
             try:
-                self._client.act(volume, "demote", {"drop_clients": False})
+                self._client.act(volume, "demote", {"drop_clients": False}, timeout_s)
                 return
             except Refused as refusal:
                 if refusal.code != "DEMOTE_CLIENTS" or time.monotonic() > deadline_s:

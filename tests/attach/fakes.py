@@ -136,7 +136,7 @@ class FakeVolumes:
         self.diary.note("promote")
         self.current = "primary"
 
-    def demote(self, volume: str) -> None:
+    def demote(self, volume: str, timeout_s: float = 120.0) -> None:
         self.diary.note("demote")
         self.current = "secondary"
 

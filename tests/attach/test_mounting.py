@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from repl.attach import mounting
 from repl.attach.attaching import Attachment, Leftover
 from repl.attach.machine import Ran
 from repl.attach.mounting import Mounting, check_options
 from repl.attach.mounts import Mount
 from repl.attach.processes import ProcessId
 from repl.attach.record import Folder, Phase, Record
-from repl.errors import Refused, ReplError, UsageError
+from repl.errors import Refused, ReplError, TimedOut, UsageError
 from tests.attach.fakes import (
     DEVICE,
     EXT4,
     NOTHING_FOUND,
+    FakeVolumes,
     failure,
     refusal,
 )
@@ -292,7 +294,7 @@ def test_only_what_this_command_did_is_undone(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("at", "done"),
     [
-        ("promote", ["promote"]),
+        ("promote", PROMOTED),
         ("attach", ["promote", "attach", "demote"]),
         ("e2fsck", CHECKED),
         ("mount", ["promote", "attach", "e2fsck", "mount", "detach", "demote"]),
@@ -330,6 +332,51 @@ def test_interruption_after_the_promotion_took_place_demotes(stage: Stage) -> No
     stage.volumes.promote = promote_and_interrupt  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == PROMOTED
+
+
+def test_promotion_that_is_under_way_still_is_undone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon carries the order out although nobody waits for the answer any more."""
+    monkeypatch.setattr(mounting, "POLL_PAUSE_S", 0.001)
+    stage.diary.trouble["promote"] = KeyboardInterrupt()
+    stage.diary.trouble["demote"] = refusal("Cannot demote r0.", code="VOLUME_BUSY")
+
+    def demote(volume: str, timeout_s: float = 0.0) -> None:
+        assert 0 < timeout_s <= mounting.UNDO_TIMEOUT_S
+        if stage.diary.count("demote") == 2:
+            stage.volumes.current = "primary"
+            del stage.diary.trouble["demote"]
+        FakeVolumes.demote(stage.volumes, volume)
+
+    stage.volumes.demote = demote  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stage.mounting.mount(stage.wish(promote=True))
+    assert stage.diary == ["promote", "demote", "demote", "demote"]
+    assert stage.volumes.current == "secondary"
+
+
+@pytest.mark.parametrize("code", ["VOLUME_BUSY", "DEMOTE_CLIENTS"])
+def test_promotion_that_cannot_be_undone_is_said_with_the_command(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(mounting, "UNDO_TIMEOUT_S", 0.0)
+    told: list[str] = []
+    stage.diary.trouble["promote"] = KeyboardInterrupt()
+    stage.diary.trouble["demote"] = refusal("Cannot demote r0 on alpha.", code=code)
+    interrupted = Mounting(stage.attachments, stage.volumes, stage.machine, tell=told.append)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.mount(stage.wish(promote=True))
+    assert told == [
+        "Not undone: r0 may be primary on this node (Cannot demote r0 on alpha: a test says so): "
+        "replctl demote r0"
+    ]
+
+
+def test_promotion_without_an_answer_is_undone(stage: Stage) -> None:
+    stage.diary.trouble["promote"] = TimedOut("repld did not finish.", "a test", "status")
+    stage.refused("TIMED_OUT", promote=True)
     assert stage.diary == PROMOTED
 
 

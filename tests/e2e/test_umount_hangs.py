@@ -19,6 +19,7 @@ from tests.attached import (
     attaching_pair,
     mount_point,
     refusal,
+    stopped,
     traces_of,
 )
 from tests.daemon import Node, wait_for
@@ -35,17 +36,6 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
-
-
-@contextlib.contextmanager
-def stopped(node: Node) -> Iterator[None]:
-    """Let the daemon and its workers answer nothing."""
-    assert node.process is not None
-    os.killpg(node.process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.killpg(node.process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
