@@ -188,9 +188,8 @@ def _explanations(node: Node) -> Iterator[tuple[str, str]]:
             next_step = problem.next_step or next_step
         elif not why and finding.level is not Level.OK:
             why = f"{finding.sentence}."
-        if not next_step and finding.level is not Level.OK and volume.role == "secondary":
-            # What a cut-off secondary needs is what its promotion needs.
-            next_step = volume.promotable.next_step if volume.promotable is not None else ""
+        if not next_step and finding.level is not Level.OK:
+            next_step = _otherwise_next(volume)
         facts = list(remarks(volume))
         if why:
             more = "".join(f"; {fact}" for fact in facts)
@@ -200,3 +199,14 @@ def _explanations(node: Node) -> Iterator[tuple[str, str]]:
         yield from (("Given", prefix + one_line(words)) for words in permits(volume))
         if next_step:
             yield "Next", prefix + one_line(next_step)
+
+
+def _otherwise_next(volume: Volume) -> str:
+    """Return what to run where the daemon names nothing."""
+    connected = all(peer.connection_state == "connected" for peer in volume.peers)
+    if volume.role == "secondary" and not connected and volume.promotable is not None:
+        # What a cut-off secondary needs is what its promotion needs.
+        return volume.promotable.next_step
+    if volume.space_low_bytes is not None:
+        return f"make room under the backing of {volume.name} on this node"
+    return ""

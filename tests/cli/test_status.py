@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -56,6 +58,19 @@ def test_cut_off_secondary_is_told_what_its_promotion_needs(
         " Why   not connected to beta (connecting); contact with beta was lost at 2026-09-21 "
     )
     assert lines[4] == " Next  if beta is stopped:  replctl promote r0 --peer-dead beta"
+
+
+@pytest.mark.parametrize("make", [recorded.volume, recorded.secondary])
+def test_little_space_is_made_on_the_node_that_lacks_it(
+    daemon: FakeDaemon, replctl: Operator, make: Callable[..., dict[str, Any]]
+) -> None:
+    """Not by a demotion of the primary on the other node, which is well."""
+    promotable = {"ok": False, "reason": "beta is primary", "next": "on beta: replctl demote r0"}
+    space = {"free_bytes": 1 << 20, "low": True}
+    daemon.serve_status(recorded.status(make("r0", promotable=promotable, space=space)))
+    out = replctl("status").out
+    assert "little space under its backing" in out and "demote" not in out
+    assert out.splitlines()[-1] == " Next  make room under the backing of r0 on this node"
 
 
 @pytest.mark.parametrize(
