@@ -27,11 +27,15 @@ from repl.attach.filesystems import Content
 from repl.attach.hole_map import data_extents
 from repl.attach.lifeline import DEAD_AFTER_S
 from repl.attach.machine import Machine
+from repl.attach.mounts import Mount
 from repl.attach.volumes import Volumes
 from repl.errors import Refused, ReplError, UsageError
 
-#: Options that make of mount(8) something else than the mounting of a device.
-FORBIDDEN_OPTIONS = frozenset({"remount", "bind", "rbind", "move", "loop"})
+#: Options that make of mount(8) something else than the mounting of a device, or have it make
+#: another device of this one, which would stay in use.
+FORBIDDEN_OPTIONS = frozenset(
+    {"remount", "bind", "rbind", "move", "loop", "offset", "sizelimit", "encryption"}
+)
 UNDO_TIMEOUT_S = 30.0
 POLL_PAUSE_S = 0.1
 
@@ -264,6 +268,25 @@ class Mounting:
                 "see what the kernel says:  dmesg | tail",
                 code="MOUNT_FAILED",
             )
+        found = mounts.at(self._machine.mounts(), directory)
+        if found is None or found not in mounts.of_device([found], device):
+            self._refuse_other(wish, device, directory, found)
+
+    def _refuse_other(self, wish: Wish, device: str, directory: str, found: Mount | None) -> None:
+        """Refuse what mount(8) has mounted instead of the device, and take it away again."""
+        what = f"{found.source} ({found.kind})" if found is not None else "nothing"
+        why = f"mount put {what} there instead of {device}"
+        if found is not None:
+            ran = self._machine.run("umount", "--", directory, timeout_s=UNDO_TIMEOUT_S)
+            why += f"; not undone: umount: {ran.last_line}" if ran.status else ""
+        raise ReplError(
+            f"{wish.volume} could not be mounted on {directory}.",
+            why,
+            f"leave out what does not belong to the filesystem from  --options {wish.options}"
+            if wish.options
+            else "see what the kernel says:  dmesg | tail",
+            code="MOUNT_FAILED",
+        )
 
     def _undo_mount(self, device: str, directory: str) -> None:
         found = mounts.at(self._machine.mounts(), directory)

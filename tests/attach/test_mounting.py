@@ -146,7 +146,18 @@ def test_missing_maker_is_named_before_anything_is_done(stage: Stage) -> None:
     assert stage.diary == []
 
 
-@pytest.mark.parametrize("options", ["remount", "ro,bind", "loop=/dev/loop1", "a\nb"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "remount",
+        "ro,bind",
+        "loop=/dev/loop1",
+        "ro,offset=1048576",
+        "sizelimit=4096",
+        "encryption=aes",
+        "a\nb",
+    ],
+)
 def test_options_that_do_not_mount_a_device_are_refused(options: str) -> None:
     with pytest.raises(UsageError):
         check_options(options)
@@ -281,6 +292,27 @@ def test_failed_mount_undoes_attaching_and_promotion(stage: Stage) -> None:
     error = stage.refused("MOUNT_FAILED", promote=True)
     assert error.why == "mount: /x: wrong fs type, bad option."
     assert stage.diary == ["promote", "attach", "e2fsck", "mount", "detach", "demote"]
+
+
+def test_what_is_mounted_instead_of_the_device_is_taken_away_again(stage: Stage) -> None:
+    other = Mount(str(stage.directory), "ext4", "/dev/mapper/verity", "253:0")
+
+    def replace(program: str) -> None:
+        if program == "mount":
+            stage.machine.table = [other]
+
+    stage.machine.after = replace
+    error = stage.refused("MOUNT_FAILED", promote=True, options="verity.roothash=1")
+    assert "/dev/mapper/verity (ext4)" in error.why and "verity.roothash=1" in error.next_step
+    assert stage.diary == MOUNTED
+
+
+def test_mount_that_mounted_nothing_is_an_error(stage: Stage) -> None:
+    def replace(program: str) -> None:
+        stage.machine.table = []
+
+    stage.machine.after = replace
+    assert "nothing" in stage.refused("MOUNT_FAILED", promote=True).why
 
 
 def test_only_what_this_command_did_is_undone(stage: Stage) -> None:
