@@ -11,18 +11,17 @@ command can be given again.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from repl import units
 from repl.attach import filesystems, mounts
 from repl.attach.attaching import Attachment, Attachments, frozen_refusal, not_primary
 from repl.attach.blankness import Extents
+from repl.attach.directories import empty_directory
 from repl.attach.filesystems import Content
 from repl.attach.hole_map import data_extents
 from repl.attach.lifeline import DEAD_AFTER_S
@@ -109,7 +108,7 @@ class Mounting:
             self._attachments.await_settled(wish.volume)
             self._attachments.clear_leftovers(wish.volume)
             self._check_not_mounted(wish.volume)
-            directory = self._check_directory(wish.directory)
+            directory = empty_directory(self._machine, wish.directory)
             role = self._volumes.role(wish.volume)
             if role != "primary" and not wish.promote:
                 raise not_primary(wish.volume, role, f"{wish.command} --promote")
@@ -137,26 +136,6 @@ class Mounting:
             with contextlib.suppress(OSError):
                 stack.enter_context(self._attachments.locked_directory(directory))
             yield
-
-    def _check_directory(self, given: str) -> str:
-        """Return the directory's real path. Raises Refused (MOUNT_DIRECTORY)."""
-        path = Path(given)
-        real = os.path.realpath(path)
-        if not path.is_dir():
-            if path.exists():
-                raise _bad_directory(given, "is not a directory", "choose another path")
-            raise _bad_directory(
-                given, "does not exist", f"mkdir -p {shlex.quote(given)}   or choose another one"
-            )
-        if mounts.at(self._machine.mounts(), real) is not None:
-            raise _bad_directory(
-                given, "has something mounted on it", f"findmnt {shlex.quote(given)}"
-            )
-        if any(path.iterdir()):
-            raise _bad_directory(
-                given, "is not empty; what is in it would be hidden", f"ls -A {shlex.quote(given)}"
-            )
-        return real
 
     def _check_not_mounted(self, volume: str) -> None:
         found = self._attachments.find(volume)
@@ -349,12 +328,3 @@ def _undo(steps: Undo) -> list[str]:
         except ReplError as error:
             troubles.append(error.what)
     return troubles
-
-
-def _bad_directory(given: str, what: str, next_step: str) -> Refused:
-    return Refused(
-        f"Nothing can be mounted on {given!r}: it {what}.",
-        "a volume is mounted on an empty directory of its own",
-        next_step,
-        code="MOUNT_DIRECTORY",
-    )

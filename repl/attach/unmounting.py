@@ -7,7 +7,6 @@ and what a dead guardian has left is cleared away.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import partial
 
 from repl.attach import mounts
 from repl.attach.attaching import Attachment, Attachments, frozen_refusal
+from repl.attach.directories import real_path
 from repl.attach.machine import Machine
 from repl.attach.record import still_unmounting
 from repl.attach.volumes import Volumes
@@ -47,7 +47,7 @@ class Unmounting:
     def umount(self, given: str, *, demote: bool = False, force: bool = False) -> Unmounted:
         """Unmount a volume's filesystem; detach what `mount` has attached. Raises ReplError."""
         self._attachments.check_allowed()
-        directory = os.path.realpath(given)
+        directory = real_path(given)
         attachment = self._at(directory) or self._being_unmounted(directory, force)
         if attachment is None:
             return self._umount_leftover(given, directory, demote=demote, force=force)

@@ -19,7 +19,7 @@ from repl.cli import names
 from repl.cli.daemon_volumes import DaemonVolumes
 from repl.cli.output import Session, one_line, pass_session
 from repl.cli.wait import Duration
-from repl.errors import NoSuchThing, Refused, ReplError
+from repl.errors import NoSuchThing, Refused, ReplError, UsageError
 from repl.own_program import own_environment, own_program
 
 dead_after_option = click.option(
@@ -35,9 +35,21 @@ dead_after_option = click.option(
 
 def attachments(session: Session) -> Attachments:
     """Return this node's attachments: they lie beside the daemon's control socket."""
-    socket_path = session.client.socket_path
-    control = Path(socket_path).absolute()
+    control = Path(absolute(session.client.socket_path))
     return Attachments(control.parent, Machine(), partial(_start_guardian, control))
+
+
+def absolute(path: str) -> str:
+    """Return the whole path. Raises UsageError where the folder that it starts from is gone."""
+    try:
+        # Not tidied: `..` behind a symbolic link leads elsewhere.
+        return str(Path(path).absolute())
+    except OSError as error:
+        raise UsageError(
+            f"{path!r} leads nowhere: the folder that this command runs in is gone.",
+            f"it cannot be asked for: {error.strerror}",
+            "change to another folder:  cd /   or give a path that begins with /",
+        ) from error
 
 
 def _start_guardian(control: Path, order: dict[str, Any]) -> subprocess.Popen[bytes]:

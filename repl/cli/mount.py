@@ -17,7 +17,7 @@ from repl.attach.machine import ENDING_SIGNALS, Machine
 from repl.attach.mounting import Mounting, Wish
 from repl.attach.unmounting import Unmounting
 from repl.cli import names
-from repl.cli.attach import attachments, dead_after_option, way_option
+from repl.cli.attach import absolute, attachments, dead_after_option, way_option
 from repl.cli.daemon_volumes import DaemonVolumes
 from repl.cli.output import Session, pass_session, printable, write
 from repl.cli.role import vouching
@@ -38,7 +38,7 @@ class Directory(click.ParamType[str]):
                 "it is empty or has control characters in it",
                 "replctl mount VOL /srv/data",
             )
-        return os.path.abspath(path)
+        return os.path.normpath(absolute(path))
 
 
 @click.command()

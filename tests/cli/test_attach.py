@@ -146,6 +146,21 @@ def test_relative_directory_is_taken_from_where_one_stands(
     assert str(tmp_path / "not there") in result.error()["what"]
 
 
+def test_folder_that_is_gone_leads_nowhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    replctl = Operator("repld.sock", capsys)
+    for arguments in (["mount", "r0", "mnt"], ["umount", "mnt"], ["attach", "r0"]):
+        result = replctl(*arguments)
+        assert result.exit_status == 2, result.err
+        assert "the folder that this command runs in is gone.  [USAGE]" in result.err
+        assert "cd /" in result.err
+
+
 def test_detaching_what_is_not_attached_is_refused(replctl: Operator) -> None:
     assert replctl("--json", "detach", "r0").error()["code"] == "NOT_ATTACHED"
     assert replctl("--json", "detach", "r0", "--force").error()["code"] == "NOT_ATTACHED"
