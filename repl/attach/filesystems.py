@@ -80,10 +80,11 @@ def make(machine: Machine, volume: str, device: str, kind: str) -> None:
     """Make a filesystem on a device that was seen to be blank. Raises ReplError."""
     ran = machine.run_writing(*MAKERS[kind], device)
     if ran.status:
+        others = [f"--mkfs {name}" for name in MAKERS if name != kind]
         raise ReplError(
             f"No {kind} could be made on {volume}.",
-            f"{MAKERS[kind][0]}: {ran.last_line}",
-            f"choose another kind:  {' or '.join(f'--mkfs {name}' for name in MAKERS)}",
+            f"{MAKERS[kind][0]}: {ran.refusal}",
+            f"choose another kind:  {' or '.join(others)}",
             code="MKFS_FAILED",
         )
 

@@ -59,6 +59,13 @@ class Ran:
         return lines[-1] if lines else f"it ended with status {self.status}"
 
     @property
+    def refusal(self) -> str:
+        """What a failed program said, without the usage that it explained below that."""
+        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
+        usage = next((at for at, line in enumerate(lines) if line.startswith("Usage:")), 0)
+        return lines[0] if usage else self.last_line
+
+    @property
     def complaint(self) -> str:
         """All that a failed mount(8) said, on one line, without its pointer to the kernel's log."""
         lines = [line.strip() for line in self.said.splitlines() if line.strip()]

@@ -228,8 +228,19 @@ def test_failed_mkfs_is_told_in_its_words(stage: Stage) -> None:
     stage.machine.says["blkid"] = NOTHING_FOUND
     stage.machine.says["mkfs.ext4"] = Ran(1, "mke2fs 1.47\nthe device is too small\n")
     error = stage.refused("MKFS_FAILED", promote=True, mkfs="ext4")
-    assert "the device is too small" in error.why
+    assert error.why == "mkfs.ext4: the device is too small"
+    assert error.next_step == "choose another kind:  --mkfs xfs"
     assert stage.diary == ["promote", "attach", "mkfs.ext4", "zero out", "detach", "demote"]
+
+
+def test_failed_mkfs_is_told_without_its_usage(stage: Stage) -> None:
+    stage.machine.says["blkid"] = NOTHING_FOUND
+    said = "Filesystem must be larger than 300MB.\nUsage: mkfs.xfs\n\t\t\tdevicename\n"
+    said += "<name> is required unless -d name=xxx is given.\n<num> is xxx (bytes), xxxs.\n"
+    stage.machine.says["mkfs.xfs"] = Ran(1, said)
+    error = stage.refused("MKFS_FAILED", promote=True, mkfs="xfs")
+    assert error.why == "mkfs.xfs: Filesystem must be larger than 300MB."
+    assert error.next_step == "choose another kind:  --mkfs ext4"
 
 
 def test_half_made_filesystem_is_unmade(stage: Stage) -> None:

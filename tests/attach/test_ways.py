@@ -83,7 +83,8 @@ def test_program_that_is_missing_is_named_with_its_package() -> None:
 def test_program_is_run_without_a_terminal_and_with_its_words() -> None:
     ran = Machine().run("sh", "-c", "echo out; echo err >&2; echo; cat; exit 3")
     assert (ran.status, ran.last_line) == (3, "err")
-    assert Ran(7, "").last_line == "it ended with status 7"
+    assert Ran(7, "").last_line == Ran(7, "").refusal == "it ended with status 7"
+    assert Ran(1, "Usage: mkfs\n  device\n").refusal == "device"
 
 
 def test_program_that_takes_too_long_is_killed() -> None:
