@@ -434,8 +434,11 @@ def order(volume: Volume, number: int, keep: str) -> None:
     volume.answer(number, not_split(volume, sessions))
 
 
-def not_split(volume: Volume, sessions: list[Session]) -> Verdict:
-    """Why there is nothing to resolve between this node and these peers."""
+def not_split(volume: Volume, sessions: list[Session], cut_by: str = "") -> Verdict:
+    """Why there is nothing to resolve between this node and these peers.
+
+    cut_by: who forbade this node to connect, in words; empty if nobody did.
+    """
     name = volume.name
     if not sessions:
         return refused("NOT_SPLIT", f"{name} has no peer", f"replctl status {name}")
@@ -444,11 +447,15 @@ def not_split(volume: Volume, sessions: list[Session]) -> Verdict:
     if session.phase is Phase.GREETING:
         return refused("VOLUME_BUSY", f"the handshake with {peer} goes on", "try again in a moment")
     if session.phase is Phase.DOWN:
+        away = f"{cut_by} disconnected {name} from {peer}" if cut_by else f"{peer} is not connected"
+        mend = (
+            f"replctl connect {name}" if cut_by else f"start repld on {peer} or look at the network"
+        )
         return refused(
             "NOT_SPLIT",
-            f"{peer} is not connected: whether the copies went apart shows at contact, and both "
-            "sides take part in choosing",
-            f"start repld on {peer} or look at the network, then: replctl status {name}",
+            f"{away}: whether the copies went apart shows at contact, and both sides take part in "
+            "choosing",
+            f"{mend}, then: replctl status {name}",
         )
     if session.phase is Phase.ESTABLISHED:
         return refused(

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from repl.core.promotion import PromoteRequest
+from repl.core.snapshot import split_brain_snapshot
+from repl.core.splitbrain import not_split
 from repl.core.states import Phase
 from repl.core.verdict import Verdict
 from repl.core.volume import Volume
@@ -83,7 +85,20 @@ async def resolve(engine: Engine, args: Args) -> Verdict:
     verdict = await insist(
         lambda answer: engine.ask(lambda number: engine.volume.resolve(number, keep), answer)
     )
+    cut_by = str(args.get("cut_by") or "")
+    if verdict.code == "NOT_SPLIT" and cut_by:
+        # The core does not know why the peer is away.
+        verdict = not_split(engine.volume, list(engine.volume.sessions.values()), cut_by)
     return settled(f"Cannot resolve the split-brain of {engine.volume.name}", verdict)
+
+
+def split_brain(volume: Volume, cut_by: str) -> dict[str, Any]:
+    """Return the object of `splitbrain show`; `cut_by` as for `not_split`."""
+    shown = split_brain_snapshot(volume)
+    if cut_by and not shown["split_brain"]:
+        bar = not_split(volume, list(volume.sessions.values()), cut_by)
+        shown |= {"why": bar.reason, "next": bar.next_step}
+    return shown
 
 
 async def adopt(engine: Engine) -> Verdict:

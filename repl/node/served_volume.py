@@ -18,7 +18,7 @@ from typing import Any
 
 from repl.core.pacing import Wish
 from repl.core.permits import AskOperator, Manual
-from repl.core.snapshot import split_brain_snapshot, volume_snapshot
+from repl.core.snapshot import volume_snapshot
 from repl.core.timeouts import Timeouts
 from repl.core.verdict import Verdict, operator
 from repl.core.volume import Volume
@@ -322,12 +322,13 @@ class ServedVolume:
                 keep, by = str(args.get("keep")), orders.giver(args)
                 text = f"{operator(by)} ordered that the copy on {keep} be kept"
                 self._tell("RESOLVE_ORDERED", text, keep=keep, by=by)
+            args = {**args, "cut_by": self._cut_by}
             verdict = await (ORDERS.get(verb) or COPY_ORDERS[verb])(engine, args)
             return {"reason": verdict.reason, "volume": self.status()}
         if verb == "resync-full":
             return await self._compare(engine, args)
         if verb == "splitbrain":
-            return split_brain_snapshot(engine.volume)
+            return orders.split_brain(engine.volume, self._cut_by)
         if verb in ("connect", "disconnect"):
             return self._switch_link(engine, verb == "connect", orders.giver(args))
         assert verb == "metadata-dump", verb

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repl.core.snapshot import split_brain_snapshot, volume_snapshot
+from repl.core.splitbrain import not_split
 from repl.core.states import Phase
 from repl.core.wire import PeerError, Type, encode_body
 from tests.core.asking import LOSE_DATA, VOUCH_ALPHA, contact_until_rest, promote
@@ -208,6 +209,13 @@ def test_a_volume_that_is_not_split_refuses_with_the_way_on(stage: str, keep: st
     assert (verdict.code == "VOLUME_BUSY") == (node.session.phase is Phase.GREETING)
     shown = split_brain_snapshot(node.volume)
     assert not shown["split_brain"] and shown["why"] == verdict.reason
+
+
+def test_a_volume_that_an_operator_disconnected_is_to_be_connected_first() -> None:
+    node = at("down")
+    bar = not_split(node.volume, [node.session], "an operator (uid 0)")
+    assert bar.reason.startswith("an operator (uid 0) disconnected r0 from")
+    assert bar.next_step == "replctl connect r0, then: replctl status r0"
 
 
 def test_an_unknown_node_is_named_as_such() -> None:

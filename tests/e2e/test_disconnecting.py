@@ -53,5 +53,9 @@ def test_what_an_operator_disconnected_stays_so_without_its_worker_and_says_so(p
     assert shown["next"].startswith("replctl connect r0")
     refused = beta.ctl("wait", "r0", "--for", "connected", "--timeout", "0")
     assert refused.returncode == 6 and "Next  replctl connect r0" in refused.stderr
+    connect = "Next    replctl connect r0, then: replctl status r0"
+    assert connect in beta.ctl_ok("splitbrain", "show", "r0")
+    resolved = beta.ctl("splitbrain", "resolve", "r0", "--keep", "beta", "--confirm", "r0")
+    assert resolved.returncode == 5 and "Next  replctl connect r0, then" in resolved.stderr
     beta.ctl_ok("connect", "r0")
     pair.wait_in_sync()
