@@ -213,10 +213,17 @@ class Unmounting:
         if not ran.status:
             self._await_unclaimed(device)
             return
+        table = self._machine.mounts()
+        below = [mount.point for mount in table if mount.point.startswith(f"{directory}/")]
         holders = self._machine.holders([directory])
+        reasons = [f"mounted below it: {', '.join(below[:8])}"] if below else []
+        reasons += [f"in use by {', '.join(holders[:8])}"] if holders else []
         raise Refused(
             f"{volume} could not be unmounted from {directory}.",
-            f"in use by {', '.join(holders[:8])}" if holders else ran.last_line,
-            "end what uses it, and run the command again",
+            "; ".join(reasons) or ran.last_line,
+            f"unmount what is below it, the last one first:  umount {shlex.quote(below[-1])}   "
+            "then run the command again"
+            if below
+            else "end what uses it, and run the command again",
             code="MOUNT_BUSY",
         )

@@ -58,6 +58,23 @@ def test_busy_filesystem_stays_mounted_and_names_who_holds_it(stage: Stage) -> N
     assert refused.value.why == "umount: target is busy."
 
 
+def test_mounts_below_a_filesystem_are_named(stage: Stage) -> None:
+    stage.mounted()
+    beside = Mount(f"{stage.directory} too", "tmpfs", "tmpfs", "0:5")
+    inner = [Mount(f"{stage.directory}/{name}", "tmpfs", "tmpfs", "0:6") for name in ("a", "a/b")]
+    stage.machine.table += [beside, *inner]
+    stage.machine.says["umount"] = Ran(32, "umount: target is busy.")
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory))
+    assert refused.value.code == "MOUNT_BUSY"
+    assert refused.value.why == f"mounted below it: {stage.directory}/a, {stage.directory}/a/b"
+    assert f"  umount '{stage.directory}/a/b'   then" in refused.value.next_step
+    stage.machine.held_by = ["123 (postgres)"]
+    with pytest.raises(Refused) as refused:
+        stage.unmounting.umount(str(stage.directory))
+    assert refused.value.why.endswith("a/b; in use by 123 (postgres)")
+
+
 def test_what_is_not_mounted_is_not_unmounted(stage: Stage) -> None:
     with pytest.raises(Refused) as refused:
         stage.unmounting.umount(str(stage.directory))
