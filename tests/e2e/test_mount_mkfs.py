@@ -105,18 +105,24 @@ def test_data_in_the_middle_of_a_volume_is_not_overwritten() -> None:
         alpha.ctl_ok("umount", str(mount_point(alpha)), "--demote")
 
 
-def test_half_made_filesystem_is_taken_away_again(tmp_path: Path) -> None:
+def test_half_made_xfs_is_taken_away_and_a_whole_one_moves_to_the_other_node(
+    tmp_path: Path,
+) -> None:
     with attaching_pair(SIZE_BYTES) as pair:
-        alpha = primary_alpha(pair)
+        alpha, beta = primary_alpha(pair), pair.beta
         with mkfs_that_does_not_end(alpha, tmp_path) as mounting:
             mounting.terminate()
             _, words = mounting.communicate(timeout=60)
             assert mounting.returncode == 130, words
         assert not (alpha.folder / "attached/r0").exists()
         alpha.ctl_ok(*mkfs(alpha, "xfs"))
+        (mount_point(alpha) / "kept").write_text("kept")
         alpha.ctl_ok("umount", str(mount_point(alpha)), "--demote")
         pair.wait_in_sync()
         pair.assert_copies_equal()
+        beta.ctl_ok("mount", "r0", str(mount_point(beta)), "--promote", *BY_NBDFUSE)
+        assert (mount_point(beta) / "kept").read_text() == "kept"
+        beta.ctl_ok("umount", str(mount_point(beta)), "--demote")
 
 
 def test_what_a_killed_mount_left_half_made_is_cleared_as_advised(tmp_path: Path) -> None:
