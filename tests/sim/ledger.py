@@ -241,6 +241,11 @@ class Ledger:
         if only_on:
             self._singly[op] = None
 
+    def made_durable_on(self, op: Op, node: str) -> None:
+        """No loss of power may take this answered write from the node any more."""
+        if self._volatile.pop(op, op) is None:
+            self._fix(op, node)
+
     def durable_everywhere(self, until: int) -> None:
         """A join or a settle ended: what was acknowledged by then is durable on every member."""
         self._make_permanent(until + 1)

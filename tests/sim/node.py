@@ -89,6 +89,8 @@ class Node:
         self.dies_after_failure = 0
         #: A sync failed, and the process died before it had stored that its copy failed.
         self.hidden_failure = False
+        #: It lost power, and was not started since.
+        self.without_cache = False
         self.stopping = False
         #: The promotion that an operator asked for last.
         self.request: PromoteRequest | None = None
@@ -167,7 +169,7 @@ class Node:
             self.say(f"metadata: {report}")
         self._notice_what_was_stored(loaded.facts)
         self.incarnation += 1
-        self.running = True
+        self.running, self.without_cache = True, False
         self.backlog = Backlog()
         self.stopping = False
         self.fuse = None
@@ -232,6 +234,7 @@ class Node:
             self.note(Event.POWER_LOSS)
         self._end(silent=True)
         self.boot_number += 1
+        self.without_cache = True
         self.data.lose_power(loss, choice)
         self.meta.lose_power(loss, choice, tear=TEAR)
         self.world.cache_lost(self)

@@ -309,8 +309,22 @@ class World:
             for flushed in made:
                 found = holder.data.durable(flushed.offset, flushed.length)
                 line.check(found, f"{what} on stable storage", flushed.offset, durable=True)
+            if op.kind in WRITES and self._gives_way(holder, node):
+                line.made_durable_on(op, node.name)
+                found = node.data.durable(op.offset, op.length)
+                line.check(found, f"{what} gives way; there", op.offset, durable=True)
         for listener in self.on_answer:
             listener(node)
+
+    @staticmethod
+    def _gives_way(holder: Node, node: Node) -> bool:
+        """Whether a member's copy would be overwritten by this node's, or be nowhere, if this one
+        lost power now; and this node, which has met it since, knows."""
+        if holder is node or node.core.sessions[node.peer].phase is Phase.ESTABLISHED:
+            return False
+        if not holder.running:
+            return holder.without_cache
+        return holder.laws.facts.cache_lost or holder.laws.facts.inconsistent
 
     def check_durable(self, *nodes: Node) -> None:
         """What must survive every loss of power is on stable storage on these nodes."""
