@@ -241,11 +241,6 @@ class Ledger:
         if only_on:
             self._singly[op] = None
 
-    def made_durable_on(self, op: Op, node: str) -> None:
-        """No loss of power may take this answered write from the node any more."""
-        if self._volatile.pop(op, op) is None:
-            self._fix(op, node)
-
     def durable_everywhere(self, until: int) -> None:
         """A join or a settle ended: what was acknowledged by then is durable on every member."""
         self._make_permanent(until + 1)
@@ -298,6 +293,14 @@ class Ledger:
                     sector = first + place // SECTOR_BYTES
                     wanted = _describe(expected[place : place + SECTOR_BYTES], sector)
                     raise self._wrong(sector, found, [wanted], what)
+
+    def check_lasts(self, op: Op, image: bytes | bytearray, what: str) -> None:
+        """Raise `Violation` unless this image of its range holds the write, or a later one."""
+        permanent, op.permanent = op.permanent, True
+        try:
+            self.check(image, what, op.offset, durable=True)
+        finally:
+            op.permanent = permanent
 
     def check_written(
         self, read: Callable[[int], bytes | bytearray], what: str, *, durable: bool

@@ -310,9 +310,8 @@ class World:
                 found = holder.data.durable(flushed.offset, flushed.length)
                 line.check(found, f"{what} on stable storage", flushed.offset, durable=True)
             if op.kind in WRITES and self._gives_way(holder, node):
-                line.made_durable_on(op, node.name)
                 found = node.data.durable(op.offset, op.length)
-                line.check(found, f"{what} gives way; there", op.offset, durable=True)
+                line.check_lasts(op, found, f"{what} gives way; stable storage there")
         for listener in self.on_answer:
             listener(node)
 
