@@ -239,7 +239,9 @@ class Source:
         """A write made the chunk stale: try shorter ones, at last one block behind the writes."""
         block_bytes = 1 << self._copy.block_shift
         todo = self._compare if chunk.compare else self._copy
-        if chunk.length > block_bytes:
+        # A write that waits for this very peer holds its range until this copy has ended: nothing
+        # of the copy may wait in line with it.
+        if chunk.length > block_bytes or self._session.orphans:
             self._chunk_bytes = max(block_bytes, chunk.length // 4 // block_bytes * block_bytes)
             todo.mark(chunk.offset, chunk.length)
             return
