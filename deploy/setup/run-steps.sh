@@ -25,6 +25,9 @@ end_beside() {
     beside_pid=''
 }
 
+# In a session of its own, and ended with this: a shell in the background ignores Ctrl-C.
+trap '[[ -n $beside_pid ]] && kill -- "-$beside_pid"; rm -f "$beside_output"' EXIT
+
 while (($# >= 2)); do
     name=$1 command=$2
     shift 2
@@ -36,7 +39,7 @@ while (($# >= 2)); do
     if [[ $name == 'beside: '* ]]; then
         end_beside
         beside_name=${name#beside: } beside_output=$(mktemp)
-        bash -c "$command" >"$beside_output" 2>&1 &
+        setsid bash -c "$command" >"$beside_output" 2>&1 &
         beside_pid=$!
         continue
     fi
