@@ -87,45 +87,51 @@ def ending(node: Node) -> bool:
     return record is not None and record.phase is Phase.ENDING
 
 
-def test_hanging_detach_is_ended_by_force() -> None:
+@contextlib.contextmanager
+def attached_primary() -> Iterator[tuple[Node, str]]:
+    """A primary and its volume's device, of which nothing is left at the end."""
     with attaching_pair() as pair:
-        alpha = pair.alpha
-        pair.start_in_sync(primary=alpha)
-        device = alpha.ctl_ok("attach", "r0", *BY_NBDFUSE).strip()
-        traces = traces_of(alpha)
-        command = [sys.executable, "-m", "repl.cli.main", "--socket", str(alpha.control)]
-        with stopped(alpha):
-            # It stays in the page cache, since the guardian has the device open too.
-            Path(device).write_bytes(os.urandom(1 << 16))
-            detach = [*command, "detach", "r0"]
-            with subprocess.Popen(detach, stderr=subprocess.PIPE, text=True) as detaching:
-                wait_for(lambda: ending(alpha), what="the guardian writes the device out")
-                done = alpha.ctl("detach", "r0", "--force")
-                assert done.returncode == 0, done.stderr
-                detaching.communicate(timeout=30)
+        pair.start_in_sync(primary=pair.alpha)
+        device = pair.alpha.ctl_ok("attach", "r0", *BY_NBDFUSE).strip()
+        traces = traces_of(pair.alpha)
+        yield pair.alpha, device
         wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
 
 
-def test_device_that_is_open_while_it_is_detached_is_cut_off_with_its_daemon() -> None:
-    with attaching_pair() as pair:
-        alpha = pair.alpha
-        pair.start_in_sync(primary=alpha)
-        device = alpha.ctl_ok("attach", "r0", *BY_NBDFUSE).strip()
-        traces = traces_of(alpha)
-        command = [sys.executable, "-m", "repl.cli.main", "--socket", str(alpha.control)]
+def detach_command(node: Node) -> list[str]:
+    replctl = [sys.executable, "-m", "repl.cli.main", "--socket", str(node.control)]
+    return [*replctl, "detach", "r0"]
+
+
+def test_hanging_detach_is_ended_by_force() -> None:
+    with attached_primary() as (alpha, device), stopped(alpha):
+        # It stays in the page cache, since the guardian has the device open too.
+        Path(device).write_bytes(os.urandom(1 << 16))
         with subprocess.Popen(
+            detach_command(alpha), stderr=subprocess.PIPE, text=True
+        ) as detaching:
+            wait_for(lambda: ending(alpha), what="the guardian writes the device out")
+            done = alpha.ctl("detach", "r0", "--force")
+            assert done.returncode == 0, done.stderr
+            detaching.communicate(timeout=30)
+
+
+def test_device_that_is_open_while_it_is_detached_is_cut_off_with_its_daemon() -> None:
+    with (
+        attached_primary() as (alpha, device),
+        subprocess.Popen(
             [sys.executable, "-c", READER, device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-        ) as reader:
-            assert reader.stdout is not None and reader.stdout.readline() == "open\n"
-            with subprocess.Popen([*command, "detach", "r0"]) as detaching:
-                wait_for(lambda: ending(alpha), what="the guardian gives the device back")
-                detaching.send_signal(signal.SIGINT)
-            refused = refusal(alpha, "attach", "r0")
-            assert refused["code"] == "ATTACH_BUSY" and f"{reader.pid} (" in refused["why"]
-            alpha.kill()
-            said, _ = reader.communicate("read\n", timeout=GONE_DEADLINE_S)
-            assert said == "EIO\n"
-        wait_for(lambda: not traces.left(), GONE_DEADLINE_S, "nothing is left")
+        ) as reader,
+    ):
+        assert reader.stdout is not None and reader.stdout.readline() == "open\n"
+        with subprocess.Popen(detach_command(alpha)) as detaching:
+            wait_for(lambda: ending(alpha), what="the guardian gives the device back")
+            detaching.send_signal(signal.SIGINT)
+        refused = refusal(alpha, "attach", "r0")
+        assert refused["code"] == "ATTACH_BUSY" and f"{reader.pid} (" in refused["why"]
+        alpha.kill()
+        said, _ = reader.communicate("read\n", timeout=GONE_DEADLINE_S)
+        assert said == "EIO\n"
