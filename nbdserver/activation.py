@@ -16,7 +16,7 @@ from nbdserver.errors import ListenError
 FIRST_DESCRIPTOR: Final = 3
 #: What a ListenError from here is about.
 INHERITED: Final = "the inherited sockets"
-_FAMILIES: Final = frozenset((socket.AF_UNIX, socket.AF_INET, socket.AF_INET6))
+FAMILIES: Final = frozenset((socket.AF_UNIX, socket.AF_INET, socket.AF_INET6))
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -45,7 +45,7 @@ def inherited_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
         if not listens:
             why = f"descriptor {descriptor} does not listen (in a unit file: Accept=no)"
             raise ListenError(INHERITED, why)
-        if sock.family not in _FAMILIES:
+        if sock.family not in FAMILIES:
             why = f"descriptor {descriptor} is of another kind than Unix, IPv4 or IPv6"
             raise ListenError(INHERITED, why)
         os.set_inheritable(descriptor, False)
